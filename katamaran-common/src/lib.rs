@@ -1,0 +1,2 @@
+//! Layouts and packet logic shared by user space and eBPF.
+#![no_std]

@@ -1,0 +1,2 @@
+//! katamaran
+fn main() {}
