@@ -1,7 +1,10 @@
 //! katamaran: live migration of a Kata Containers VM with proven zero packet loss.
 
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod ebpf;
+pub mod migrate;
 pub mod net;
 pub mod qmp;
 pub mod session_id;
