@@ -8,3 +8,4 @@ pub mod migrate;
 pub mod net;
 pub mod qmp;
 pub mod session_id;
+pub mod telemetry;

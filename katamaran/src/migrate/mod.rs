@@ -2,5 +2,9 @@
 
 pub mod convergence;
 pub mod ledger;
+pub mod message;
+pub mod progress;
+pub mod report;
 pub mod rollback;
+pub mod summary;
 pub mod tap_account;
