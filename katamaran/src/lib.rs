@@ -1,7 +1,9 @@
 //! katamaran: live migration of a Kata Containers VM with proven zero packet loss.
 
 pub mod control;
+pub mod deadline;
 pub mod ebpf;
 pub mod net;
+mod prompt_writer;
 pub mod qmp;
 pub mod session_id;
