@@ -3,9 +3,11 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod deadline;
 pub mod ebpf;
 pub mod migrate;
 pub mod net;
+mod prompt_writer;
 pub mod qmp;
 pub mod session_id;
 pub mod telemetry;
