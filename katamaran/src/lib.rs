@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod deadline;
+pub mod discover;
 pub mod ebpf;
 pub mod migrate;
 pub mod net;
