@@ -10,3 +10,4 @@
 //! | [`leak`] | what kernel objects there are, before and after |
 
 pub mod lab;
+pub mod traffic;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use katamaran_tests::lab::{
-    Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
+    GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
+use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
 /// Two nodes, a router and a client in network namespaces, with real QEMU guests.
 #[derive(Debug, Parser)]
@@ -23,6 +24,12 @@ enum Command {
         /// QEMU version: 7.2 or 10.0
         #[arg(long, default_value = "10.0")]
         qemu: QemuVersion,
+        /// Echoed UDP packets per second, afterwards; 0 for none
+        #[arg(long, default_value_t = 0)]
+        pps: u32,
+        /// For how long
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
     },
     /// Remove what killed labs left behind
     Sweep,
@@ -31,7 +38,7 @@ enum Command {
 fn main() -> Result<()> {
     remove_labs_on_signals()?;
     match Cli::parse().command {
-        Command::BootCheck { qemu } => boot_check(qemu),
+        Command::BootCheck { qemu, pps, seconds } => boot_check(qemu, pps, seconds),
         Command::Sweep => {
             for id in sweep()? {
                 print(&format!("swept {id}"));
@@ -41,7 +48,7 @@ fn main() -> Result<()> {
     }
 }
 
-fn boot_check(qemu: QemuVersion) -> Result<()> {
+fn boot_check(qemu: QemuVersion, pps: u32, seconds: u64) -> Result<()> {
     let started = Instant::now();
     let lab = Lab::new(LabConfig {
         qemu,
@@ -57,6 +64,16 @@ fn boot_check(qemu: QemuVersion) -> Result<()> {
     print(&format!(
         "qemu={qemu} network_ms={network_ms} boot_ms={boot_ms} {status}"
     ));
+    if pps > 0 {
+        let client = &lab.network().client;
+        let udp = UdpTraffic::start(client, UdpLoad::new(GUEST_V4, pps))?;
+        let udp6 = UdpTraffic::start(client, UdpLoad::new(GUEST_V6, 100))?;
+        let tcp = TcpTraffic::start(client, TcpLoad::new(GUEST_V4, Some(1_000_000)))?;
+        udp.wait_for_more(u64::from(pps) * seconds, Instant::now() + Duration::from_secs(60))?;
+        print(&serde_json::to_string(&udp.stop()?)?);
+        print(&serde_json::to_string(&udp6.stop()?)?);
+        print(&serde_json::to_string(&tcp.stop()?)?);
+    }
     Ok(())
 }
 
