@@ -1,1 +1,13 @@
-//! The lab.
+//! The lab: two nodes, a router and a client as network namespaces, real QEMU guests between them,
+//! numbered traffic through them, and a check that nothing stays behind.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`lab`] | namespaces, guests, processes; everything is gone when the [`lab::Lab`] is dropped |
+//! | [`traffic`] | UDP and TCP through the guest's echo, with a full account of every packet |
+//! | [`migration`] | one whole run of `katamaran`, from both sides, with traffic on |
+//! | [`baseline`] | the same run by other means: what katamaran is compared with |
+//! | [`leak`] | what kernel objects there are, before and after |
+
+pub mod lab;
+pub mod traffic;
