@@ -4,6 +4,8 @@ pub mod control;
 pub mod deadline;
 pub mod ebpf;
 pub mod net;
+mod open_enum;
 mod prompt_writer;
 pub mod qmp;
 pub mod session_id;
+pub mod stream;
