@@ -82,22 +82,27 @@ impl Net {
         self.command("tc", arguments);
     }
 
+    /// Like [`Net::tc`], for kinds that a kernel may lack.
+    pub(crate) fn try_tc(&self, arguments: &str) -> Result<(), String> {
+        self.try_command("tc", arguments)
+    }
+
     #[track_caller]
     fn command(&self, program: &str, arguments: &str) {
+        if let Err(text) = self.try_command(program, arguments) {
+            panic!("{program} {arguments}: {text}");
+        }
+    }
+
+    fn try_command(&self, program: &str, arguments: &str) -> Result<(), String> {
         let output = self
             .netns
-            .run(|| {
-                Command::new(program)
-                    .args(arguments.split_whitespace())
-                    .output()
-                    .unwrap()
-            })
+            .run(|| Command::new(program).args(arguments.split_whitespace()).output().unwrap())
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{program} {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())
     }
 
     pub(crate) fn udp(&self, address: &str) -> UdpSocket {
