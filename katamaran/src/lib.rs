@@ -11,6 +11,8 @@ pub mod net;
 mod open_enum;
 mod prompt_writer;
 pub mod qmp;
+pub mod relay;
 pub mod session_id;
+pub mod shutdown;
 pub mod stream;
 pub mod telemetry;
