@@ -1,1 +1,1 @@
-//! control
+//! The session between the two nodes.
