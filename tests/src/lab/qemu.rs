@@ -254,7 +254,7 @@ impl Guest {
 
 fn kernel_command_line(spec: &GuestSpec) -> String {
     let mut line = format!(
-        "console=ttyS0 quiet panic=-1 tsc=unstable random.trust_cpu=on \
+        "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
          ktg.ip={GUEST_V4},{GUEST_V6} ktg.mtu={}",
         spec.mtu
     );
