@@ -30,3 +30,12 @@ pub const PEER_SILENCE: Duration = Duration::from_secs(5);
 
 /// Closing the control session: what was sent goes out, then the peer closes its end.
 pub const CONTROL_CLOSE: Duration = Duration::from_secs(2);
+
+/// Connecting one migration stream onwards: to the destination node, or to the incoming QEMU.
+pub const RELAY_CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a migration stream may wait for those that QEMU opened before it.
+pub const RELAY_ORDER: Duration = Duration::from_secs(5);
+
+/// Ending a relay: streams are cut, tasks joined.
+pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);

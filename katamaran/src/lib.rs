@@ -7,5 +7,6 @@ pub mod net;
 mod open_enum;
 mod prompt_writer;
 pub mod qmp;
+pub mod relay;
 pub mod session_id;
 pub mod stream;
