@@ -39,3 +39,12 @@ pub const RELAY_ORDER: Duration = Duration::from_secs(5);
 
 /// Ending a relay: streams are cut, tasks joined.
 pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Connecting to the destination's port.
+pub const DIAL: Duration = Duration::from_secs(5);
+
+/// Telling a source that it is refused.
+pub const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Before the destination's port is tried again after it could not accept.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
