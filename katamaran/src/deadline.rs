@@ -30,3 +30,21 @@ pub const PEER_SILENCE: Duration = Duration::from_secs(5);
 
 /// Closing the control session: what was sent goes out, then the peer closes its end.
 pub const CONTROL_CLOSE: Duration = Duration::from_secs(2);
+
+/// Connecting one migration stream onwards: to the destination node, or to the incoming QEMU.
+pub const RELAY_CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a migration stream may wait for those that QEMU opened before it.
+pub const RELAY_ORDER: Duration = Duration::from_secs(5);
+
+/// Ending a relay: streams are cut, tasks joined.
+pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Connecting to the destination's port.
+pub const DIAL: Duration = Duration::from_secs(5);
+
+/// Telling a source that it is refused.
+pub const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Before the destination's port is tried again after it could not accept.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
