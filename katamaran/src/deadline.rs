@@ -16,3 +16,17 @@ pub const QMP_RUN_STATE: Duration = Duration::from_secs(10);
 /// A QMP command that starts, continues or cancels a migration. The migration itself goes on after
 /// the reply; opening its channels is part of the command.
 pub const QMP_MIGRATION: Duration = Duration::from_secs(10);
+
+/// What a connection to the destination's port has to say who it is: the TLS handshake, if any,
+/// and the preamble.
+pub const PREAMBLE: Duration = Duration::from_secs(3);
+
+/// Between two heartbeats of the control session, in either direction.
+pub const HEARTBEAT_PERIOD: Duration = Duration::from_millis(250);
+
+/// How long the peer of the control session may send nothing, heartbeats included, before it
+/// counts as gone. Busy nodes with emulated guests were seen to stall for more than a second.
+pub const PEER_SILENCE: Duration = Duration::from_secs(5);
+
+/// Closing the control session: what was sent goes out, then the peer closes its end.
+pub const CONTROL_CLOSE: Duration = Duration::from_secs(2);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST,
+    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_ECHO, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -155,13 +155,14 @@ impl Netlink {
             .map(drop)
     }
 
-    /// A request for one object.
+    /// A request for one object. The kernel answers one for a queueing discipline with a notification,
+    /// which reaches the asker only with NLM_F_ECHO; other kinds ignore the flag.
     pub(super) async fn get(
         &self,
         operation: &Operation,
         message: RouteNetlinkMessage,
     ) -> Result<RouteNetlinkMessage> {
-        self.exchange(operation, message, NLM_F_ACK)
+        self.exchange(operation, message, NLM_F_ACK | NLM_F_ECHO)
             .await?
             .pop()
             .ok_or_else(|| operation.incomplete("the object, or can't be decoded"))

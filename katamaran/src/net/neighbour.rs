@@ -99,8 +99,9 @@ impl Netlink {
             let ours = entry
                 .attributes
                 .contains(&NeighbourAttribute::Controller(bridge));
-            (ours && entry.header.ifindex != bridge && mac(entry) == Some(mac_address))
-                .then_some(entry.header.ifindex)
+            // Permanent entries are the addresses of the bridge and of its ports themselves.
+            let learned = entry.header.state != NeighbourState::Permanent;
+            (ours && learned && mac(entry) == Some(mac_address)).then_some(entry.header.ifindex)
         }))
     }
 

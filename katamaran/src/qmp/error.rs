@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::open_enum::open_enum;
+use crate::open_enum::open_enum;
 
 open_enum! {
     /// QEMU's class of an error reply. Almost everything is `GenericError`.

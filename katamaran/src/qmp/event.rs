@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::client::Shared;
 use super::command::MigrationStatus;
 use super::error::QmpError;
-use super::open_enum::open_enum;
+use crate::open_enum::open_enum;
 
 open_enum! {
     /// The name of an event.

@@ -26,7 +26,6 @@ pub mod command;
 mod error;
 mod event;
 mod line;
-mod open_enum;
 mod wire;
 
 #[cfg(test)]

@@ -116,8 +116,6 @@ pub struct RxFilter {
     pub unicast_table: Option<Vec<String>>,
     /// Multicast addresses.
     pub multicast_table: Option<Vec<String>>,
-    /// VLAN ids.
-    pub vlan_table: Option<Vec<u16>>,
 }
 
 commands! {

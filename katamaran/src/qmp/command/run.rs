@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Done, commands};
 use crate::deadline;
-use crate::qmp::open_enum::open_enum;
+use crate::open_enum::open_enum;
 
 open_enum! {
     /// What the guest is doing.

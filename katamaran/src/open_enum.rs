@@ -1,4 +1,4 @@
-//! Enums of QEMU that other releases extend.
+//! Enums of a wire protocol that other releases extend.
 
 /// Declares an enum of wire names with an `Other(String)` for names that this crate does not know.
 macro_rules! open_enum {

@@ -1,0 +1,16 @@
+//! `katamaran::net` and `katamaran::discover` on the real kernel, in network namespaces of their own.
+//!
+//! Needs root. Without it each test prints `SKIP name: reason`, unless `KATAMARAN_REQUIRE` contains
+//! `root`, which turns the skip into a failure. The namespaces have no names: they vanish with the
+//! last descriptor, also when a test panics or is killed.
+
+mod discover;
+mod handle;
+mod inject;
+mod link;
+mod qdisc;
+mod queue;
+mod route;
+mod support;
+mod tap_ring;
+mod vxlan;
