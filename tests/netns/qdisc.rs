@@ -14,7 +14,14 @@ async fn any_root_qdisc_can_be_read() {
     let index = netlink.link_by_name("left").await.unwrap().index;
     let default = netlink.root_qdisc(index).await.unwrap();
     assert_eq!((default.kind.as_str(), default.major), ("noqueue", 0));
-    for kind in ["pfifo limit 10", "tbf rate 1mbit burst 1600 limit 9000", "htb", "prio", "mq", "sfq"] {
+    for kind in [
+        "pfifo limit 10",
+        "tbf rate 1mbit burst 1600 limit 9000",
+        "htb",
+        "prio",
+        "mq",
+        "sfq",
+    ] {
         let added = a.try_tc(&format!("qdisc add dev left root handle 7: {kind}"));
         if let Err(reason) = added {
             println!("not in this kernel: {kind}: {reason}");
@@ -32,10 +39,15 @@ async fn a_qdisc_counts_what_it_holds_and_drops() {
     require_root!();
     let net = Net::new();
     let tap = Tap::new(&net);
-    net.tc(&format!("qdisc add dev {TAP} root tbf rate 8bit burst 1600 limit 4600"));
+    net.tc(&format!(
+        "qdisc add dev {TAP} root tbf rate 8bit burst 1600 limit 4600"
+    ));
     send_numbered(&net, 0..300);
     let stats = net.netlink().root_qdisc(tap.index).await.unwrap();
-    assert!(stats.qlen > 0 && stats.backlog == stats.qlen * 46 && stats.drops > 0, "{stats:?}");
+    assert!(
+        stats.qlen > 0 && stats.backlog == stats.qlen * 46 && stats.drops > 0,
+        "{stats:?}"
+    );
     assert_eq!(stats.packets + stats.qlen + stats.drops, 300);
 }
 
@@ -57,7 +69,10 @@ async fn plug(net: &Net, tap: &Tap, limit: u32) -> Option<PlugQdisc> {
             assert!(error.unsupported(), "{error:?}");
             assert!(error.to_string().contains("sch_plug"), "{error}");
             let after = netlink.root_qdisc(tap.index).await.unwrap();
-            assert_eq!(after.kind, before.kind, "a failed installation changes nothing");
+            assert_eq!(
+                after.kind, before.kind,
+                "a failed installation changes nothing"
+            );
             println!("SKIP the rest: {error}");
             None
         }
@@ -69,7 +84,9 @@ async fn a_plug_passes_blocks_and_releases_in_order() {
     require_root!();
     let net = Net::new();
     let mut tap = Tap::new(&net);
-    let Some(plug) = plug(&net, &tap, 1 << 20).await else { return };
+    let Some(plug) = plug(&net, &tap, 1 << 20).await else {
+        return;
+    };
     plug.check_live().await.unwrap();
     send_numbered(&net, 0..10);
     assert_eq!(tap.read_all().len(), 10, "pass-through after installation");
@@ -82,7 +99,10 @@ async fn a_plug_passes_blocks_and_releases_in_order() {
     let numbers: Vec<_> = tap.read_all().iter().map(|frame| number(frame)).collect();
     assert_eq!(numbers, (10..110).collect::<Vec<_>>());
     plug.remove(PATIENCE).await.unwrap();
-    assert_ne!(net.netlink().root_qdisc(tap.index).await.unwrap().kind, "plug");
+    assert_ne!(
+        net.netlink().root_qdisc(tap.index).await.unwrap().kind,
+        "plug"
+    );
 }
 
 #[tokio::test]
@@ -90,7 +110,9 @@ async fn a_plug_drops_and_counts_beyond_its_limit() {
     require_root!();
     let net = Net::new();
     let tap = Tap::new(&net);
-    let Some(plug) = plug(&net, &tap, 460).await else { return };
+    let Some(plug) = plug(&net, &tap, 460).await else {
+        return;
+    };
     plug.block().await.unwrap();
     send_numbered(&net, 0..15);
     let stats = plug.stats().await.unwrap();
@@ -103,8 +125,12 @@ async fn removing_a_plug_puts_back_what_was_there() {
     require_root!();
     let net = Net::new();
     let tap = Tap::new(&net);
-    net.tc(&format!("qdisc add dev {TAP} root handle 7: pfifo limit 33"));
-    let Some(plug) = plug(&net, &tap, 1 << 20).await else { return };
+    net.tc(&format!(
+        "qdisc add dev {TAP} root handle 7: pfifo limit 33"
+    ));
+    let Some(plug) = plug(&net, &tap, 1 << 20).await else {
+        return;
+    };
     plug.remove(PATIENCE).await.unwrap();
     let back = net.netlink().root_qdisc(tap.index).await.unwrap();
     assert_eq!((back.kind.as_str(), back.major), ("pfifo", 7));
@@ -115,10 +141,14 @@ async fn a_plug_left_behind_is_taken_over() {
     require_root!();
     let net = Net::new();
     let mut tap = Tap::new(&net);
-    let Some(stale) = plug(&net, &tap, 1 << 20).await else { return };
+    let Some(stale) = plug(&net, &tap, 1 << 20).await else {
+        return;
+    };
     stale.block().await.unwrap();
     drop(stale);
-    let plug = PlugQdisc::install(&net.netlink(), tap.index, 1 << 20).await.unwrap();
+    let plug = PlugQdisc::install(&net.netlink(), tap.index, 1 << 20)
+        .await
+        .unwrap();
     send_numbered(&net, 0..5);
     assert_eq!(tap.read_all().len(), 5);
     plug.remove(PATIENCE).await.unwrap();

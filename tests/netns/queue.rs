@@ -18,10 +18,16 @@ async fn a_raised_ring_holds_what_the_default_would_drop() {
     let mut tap = Tap::new(&net);
     let mut counters = TapCounters::open(&net.netns, tap.index).unwrap();
     send_numbered(&net, 0..1500);
-    assert_eq!(counters.read().unwrap().dropped, 500, "the default ring holds 1000");
+    assert_eq!(
+        counters.read().unwrap().dropped,
+        500,
+        "the default ring holds 1000"
+    );
     tap.read_all();
 
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 20_000).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 20_000)
+        .await
+        .unwrap();
     assert_eq!((raised.previous(), raised.capacity()), (1000, 20_000));
     let before = counters.read().unwrap();
     send_numbered(&net, 0..15_000);
@@ -29,8 +35,15 @@ async fn a_raised_ring_holds_what_the_default_would_drop() {
     assert_eq!(now.dropped, before.dropped);
     assert_eq!(now.in_ring(&before, 0, 15_000), Some(15_000));
     assert_eq!(tap.read_all().len(), 15_000);
-    let in_ring = counters.read().unwrap().in_ring(&before, 0, 15_000).unwrap();
-    raised.restore(RingEmpty::by_count(in_ring).unwrap()).await.unwrap();
+    let in_ring = counters
+        .read()
+        .unwrap()
+        .in_ring(&before, 0, 15_000)
+        .unwrap();
+    raised
+        .restore(RingEmpty::by_count(in_ring).unwrap())
+        .await
+        .unwrap();
     assert_eq!(txqlen(&net).await, 1000);
 }
 
@@ -40,7 +53,9 @@ async fn raising_keeps_what_the_ring_holds() {
     let net = Net::new();
     let mut tap = Tap::new(&net);
     send_numbered(&net, 0..700);
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000)
+        .await
+        .unwrap();
     assert_eq!(tap.read_all().len(), 700);
     raised.keep();
     assert_eq!(txqlen(&net).await, 5000);
@@ -62,14 +77,24 @@ async fn a_longer_ring_is_left_alone_and_so_is_a_length_that_someone_else_set() 
     let net = Net::new();
     let tap = Tap::new(&net);
     net.ip(&format!("link set {TAP} txqueuelen 9000"));
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000)
+        .await
+        .unwrap();
     assert_eq!(raised.capacity(), 9000);
-    raised.restore(RingEmpty::by_count(0).unwrap()).await.unwrap();
+    raised
+        .restore(RingEmpty::by_count(0).unwrap())
+        .await
+        .unwrap();
     assert_eq!(txqlen(&net).await, 9000);
 
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 10_000).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 10_000)
+        .await
+        .unwrap();
     net.ip(&format!("link set {TAP} txqueuelen 11000"));
-    raised.restore(RingEmpty::by_count(0).unwrap()).await.unwrap();
+    raised
+        .restore(RingEmpty::by_count(0).unwrap())
+        .await
+        .unwrap();
     assert_eq!(txqlen(&net).await, 11_000);
 }
 
@@ -82,9 +107,14 @@ async fn only_a_taps_ring_is_raised_and_a_tap_that_ended_needs_no_restoring() {
 
     let net = Net::new();
     let tap = Tap::new(&net);
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, 5000)
+        .await
+        .unwrap();
     drop(tap);
-    raised.restore(RingEmpty::by_count(0).unwrap()).await.unwrap();
+    raised
+        .restore(RingEmpty::by_count(0).unwrap())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -92,7 +122,9 @@ async fn a_ring_is_raised_to_what_the_kernel_allows_at_most() {
     require_root!();
     let net = Net::new();
     let tap = Tap::new(&net);
-    let raised = RaisedQueue::raise(&net.netlink(), tap.index, u32::MAX).await.unwrap();
+    let raised = RaisedQueue::raise(&net.netlink(), tap.index, u32::MAX)
+        .await
+        .unwrap();
     assert_eq!(raised.capacity(), RING_MAX);
     assert_eq!(txqlen(&net).await, RING_MAX);
     raised.keep();
@@ -107,7 +139,10 @@ async fn lost_during(tap: &mut Tap, net: &Net, disturb: impl AsyncFnOnce()) -> u
     let socket = net.udp(&format!("{NODE}:0"));
     let sender = std::thread::spawn(move || {
         let sends = || socket.send_to(b"x", (VM, 5000)).is_ok();
-        (0..MOST).take_while(|_| !stopping.load(Ordering::Relaxed)).filter(|_| sends()).count()
+        (0..MOST)
+            .take_while(|_| !stopping.load(Ordering::Relaxed))
+            .filter(|_| sends())
+            .count()
     });
     disturb().await;
     stop.store(true, Ordering::Relaxed);
@@ -130,7 +165,10 @@ async fn resizing_a_busy_ring_loses_packets_which_is_why_it_can_be_kept() {
     })
     .await;
     println!("lost in 19 resizes: {lost}");
-    assert!(lost > 0, "the kernel got better: a busy ring could be restored");
+    assert!(
+        lost > 0,
+        "the kernel got better: a busy ring could be restored"
+    );
 }
 
 #[tokio::test]

@@ -97,12 +97,19 @@ impl Net {
     fn try_command(&self, program: &str, arguments: &str) -> Result<(), String> {
         let output = self
             .netns
-            .run(|| Command::new(program).args(arguments.split_whitespace()).output().unwrap())
+            .run(|| {
+                Command::new(program)
+                    .args(arguments.split_whitespace())
+                    .output()
+                    .unwrap()
+            })
             .unwrap();
         if output.status.success() {
             return Ok(());
         }
-        Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())
+        Err(String::from_utf8_lossy(&output.stderr)
+            .trim_end()
+            .to_owned())
     }
 
     pub(crate) fn udp(&self, address: &str) -> UdpSocket {

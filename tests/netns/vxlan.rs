@@ -40,9 +40,12 @@ fn spec(role: Role, local: &str, remote: &str) -> VxlanSpec {
 }
 
 async fn ends(a: &Net, b: &Net, left: &str, right: &str) -> (Vxlan, Vxlan) {
-    let source = Vxlan::create(&a.netlink(), &spec(Role::Source, left, right)).await.unwrap();
-    let destination =
-        Vxlan::create(&b.netlink(), &spec(Role::Destination, right, left)).await.unwrap();
+    let source = Vxlan::create(&a.netlink(), &spec(Role::Source, left, right))
+        .await
+        .unwrap();
+    let destination = Vxlan::create(&b.netlink(), &spec(Role::Destination, right, left))
+        .await
+        .unwrap();
     (source, destination)
 }
 
@@ -53,7 +56,9 @@ async fn pass(from: (&Net, &Vxlan, &str), to: (&Net, &Vxlan, &str), count: u8) {
     let to_link = to.1.link().info().await.unwrap();
     let socket = to.0.udp(&format!("{}:6000", to.2));
     let mut injector = FrameInjector::open(&from.0.netns, from_link.index).unwrap();
-    let (IpAddr::V4(from_ip), IpAddr::V4(to_ip)) = (ip(from.2), ip(to.2)) else { panic!() };
+    let (IpAddr::V4(from_ip), IpAddr::V4(to_ip)) = (ip(from.2), ip(to.2)) else {
+        panic!()
+    };
     for n in 0..count {
         let payload = [n; 1500 - 28];
         let frame = udp_frame(
@@ -82,10 +87,23 @@ async fn whole_unfragmentable_packets_pass_an_underlay_of_the_same_mtu_both_ways
     let ends = ends(&a, &b, "10.1.0.1", "10.1.0.2").await;
     addresses(&a, &b, &ends);
     let left = a.netlink().link_by_name("left").await.unwrap().counters;
-    pass((&a, &ends.0, "192.168.7.1"), (&b, &ends.1, "192.168.7.2"), 20).await;
-    pass((&b, &ends.1, "192.168.7.2"), (&a, &ends.0, "192.168.7.1"), 20).await;
+    pass(
+        (&a, &ends.0, "192.168.7.1"),
+        (&b, &ends.1, "192.168.7.2"),
+        20,
+    )
+    .await;
+    pass(
+        (&b, &ends.1, "192.168.7.2"),
+        (&a, &ends.0, "192.168.7.1"),
+        20,
+    )
+    .await;
     let now = a.netlink().link_by_name("left").await.unwrap().counters;
-    assert!(now.tx_packets - left.tx_packets >= 40, "each packet went in two pieces: {now:?}");
+    assert!(
+        now.tx_packets - left.tx_packets >= 40,
+        "each packet went in two pieces: {now:?}"
+    );
 }
 
 #[tokio::test]
@@ -94,8 +112,18 @@ async fn an_ipv6_underlay_carries_whole_packets_where_they_fit() {
     let (a, b) = underlay(1570);
     let ends = ends(&a, &b, "fd00:1::1", "fd00:1::2").await;
     addresses(&a, &b, &ends);
-    pass((&a, &ends.0, "192.168.7.1"), (&b, &ends.1, "192.168.7.2"), 5).await;
-    pass((&b, &ends.1, "192.168.7.2"), (&a, &ends.0, "192.168.7.1"), 5).await;
+    pass(
+        (&a, &ends.0, "192.168.7.1"),
+        (&b, &ends.1, "192.168.7.2"),
+        5,
+    )
+    .await;
+    pass(
+        (&b, &ends.1, "192.168.7.2"),
+        (&a, &ends.0, "192.168.7.1"),
+        5,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -105,10 +133,22 @@ async fn an_ipv6_underlay_that_is_too_small_is_refused() {
     let spec = spec(Role::Source, "fd00:1::1", "fd00:1::2");
     let error = Vxlan::create(&a.netlink(), &spec).await.unwrap_err();
     assert!(
-        matches!(error, NetError::UnderlayMtu { needed: 1570, available: 1569, .. }),
+        matches!(
+            error,
+            NetError::UnderlayMtu {
+                needed: 1570,
+                available: 1569,
+                ..
+            }
+        ),
         "{error:?}"
     );
-    assert!(a.netlink().link_by_name(&session_link(Role::Source, SESSION)).await.is_err());
+    assert!(
+        a.netlink()
+            .link_by_name(&session_link(Role::Source, SESSION))
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -120,9 +160,15 @@ async fn the_device_is_named_sized_and_silent() {
     assert_eq!(link.name, "ktms0123456789a");
     assert_eq!(ends.1.name(), "ktmd0123456789a");
     assert_eq!(ends.0.vni(), 0x00ab_cdef);
-    assert_eq!((link.kind, link.mtu, link.txqlen, link.up), (LinkKind::Vxlan, 1500, 5000, true));
+    assert_eq!(
+        (link.kind, link.mtu, link.txqlen, link.up),
+        (LinkKind::Vxlan, 1500, 5000, true)
+    );
     let addresses = a.netlink().local_addresses().await.unwrap();
-    assert!(!addresses.iter().any(|entry| entry.device == link.index), "{addresses:?}");
+    assert!(
+        !addresses.iter().any(|entry| entry.device == link.index),
+        "{addresses:?}"
+    );
     // Both ends have been up since; a device that talks by itself would have begun.
     pass_quietly(&a, &ends).await;
 }
@@ -149,7 +195,13 @@ async fn a_stale_device_of_the_same_name_is_replaced() {
     assert_ne!(fresh.index(), stale_index);
     let name = fresh.name().to_owned();
     fresh.remove().await.unwrap();
-    assert!(netlink.link_by_name(&name).await.unwrap_err().already_gone());
+    assert!(
+        netlink
+            .link_by_name(&name)
+            .await
+            .unwrap_err()
+            .already_gone()
+    );
 }
 
 #[tokio::test]
@@ -168,7 +220,10 @@ async fn a_second_tunnel_with_the_same_identifier_says_what_is_in_the_way() {
     let (a, _b) = underlay(1500);
     let first = spec(Role::Source, "10.1.0.1", "10.1.0.2");
     let tunnel = Vxlan::create(&a.netlink(), &first).await.unwrap();
-    let second = VxlanSpec { role: Role::Destination, ..first };
+    let second = VxlanSpec {
+        role: Role::Destination,
+        ..first
+    };
     let error = Vxlan::create(&a.netlink(), &second).await.unwrap_err();
     assert!(error.already_exists(), "{error:?}");
     assert!(error.to_string().contains("(kernel: "), "{error}");

@@ -7,8 +7,10 @@
 //! | [`traffic`] | UDP and TCP through the guest's echo, with a full account of every packet |
 //! | [`run`] | whole migrations with traffic on: by katamaran, and by what it is compared with |
 //! | [`leak`] | what kernel objects there are, before and after |
+//! | [`need`] | what a test needs of the machine, and how it is skipped |
 
 pub mod lab;
 pub mod leak;
+pub mod need;
 pub mod run;
 pub mod traffic;
