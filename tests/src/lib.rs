@@ -5,9 +5,12 @@
 //! |---|---|
 //! | [`lab`] | namespaces, guests, processes; everything is gone when the [`lab::Lab`] is dropped |
 //! | [`traffic`] | UDP and TCP through the guest's echo, with a full account of every packet |
-//! | [`migration`] | one whole run of `katamaran`, from both sides, with traffic on |
-//! | [`baseline`] | the same run by other means: what katamaran is compared with |
+//! | [`run`] | whole migrations with traffic on: by katamaran, and by what it is compared with |
 //! | [`leak`] | what kernel objects there are, before and after |
+//! | [`need`] | what a test needs of the machine, and how it is skipped |
 
 pub mod lab;
+pub mod leak;
+pub mod need;
+pub mod run;
 pub mod traffic;

@@ -16,6 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 
+use super::LabConfig;
 use super::netns::Netns;
 
 /// The places of a lab; each is one namespace.
@@ -115,7 +116,7 @@ const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all
 
 impl Network {
     /// Makes everything; `own` is told each namespace's name before it is made.
-    pub(crate) fn create(id: &str, tap_mtu: u32, own: impl Fn(&str)) -> Result<Self> {
+    pub(crate) fn create(id: &str, config: &LabConfig, own: impl Fn(&str)) -> Result<Self> {
         let make = |place: &str| {
             let name = netns_name(id, place);
             own(&name);
@@ -136,7 +137,7 @@ impl Network {
         for node in [Node::A, Node::B] {
             let port = node.fabric_port();
             network.cable(network.node(node), port, node.subnet())?;
-            network.prepare_node(node, tap_mtu)?;
+            network.prepare_node(node, config)?;
         }
         network.route_guest_to(Node::A)?;
         Ok(network)
@@ -191,12 +192,14 @@ impl Network {
         Ok(())
     }
 
-    fn prepare_node(&self, node: Node, tap_mtu: u32) -> Result<()> {
+    fn prepare_node(&self, node: Node, config: &LabConfig) -> Result<()> {
         let netns = self.node(node);
         netns.sysctl(&FORWARDING)?;
         netns.ip(&format!(
             "tuntap add {TAP} mode tap vnet_hdr
-             link set {TAP} address ee:ee:ee:ee:ee:ee mtu {tap_mtu} addrgenmode none"
+             link set {TAP} address ee:ee:ee:ee:ee:ee mtu {} txqueuelen {} \
+             addrgenmode none",
+            config.tap_mtu, config.tap_queue
         ))?;
         netns.sysctl(&[
             ("ipv4/conf/tap0/proxy_arp", "1"),

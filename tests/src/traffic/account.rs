@@ -66,11 +66,16 @@ impl UdpResult {
 #[must_use]
 pub fn settle(sent_ns: &[u64], arrivals: &[Arrival]) -> UdpResult {
     let mut first_ns: Vec<Option<u64>> = vec![None; sent_ns.len()];
-    let mut result = UdpResult { sent: sent_ns.len() as u64, ..UdpResult::default() };
+    let mut result = UdpResult {
+        sent: sent_ns.len() as u64,
+        ..UdpResult::default()
+    };
     let mut highest = None;
     let mut previous_ns = None;
     for arrival in arrivals {
-        let slot = usize::try_from(arrival.number).ok().and_then(|at| first_ns.get_mut(at));
+        let slot = usize::try_from(arrival.number)
+            .ok()
+            .and_then(|at| first_ns.get_mut(at));
         let Some(slot) = slot else {
             result.corrupted += 1;
             continue;
@@ -140,7 +145,12 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn arrivals(list: &[(u64, u64)]) -> Vec<Arrival> {
-        list.iter().map(|&(number, at)| Arrival { number, at_ns: at * MS }).collect()
+        list.iter()
+            .map(|&(number, at)| Arrival {
+                number,
+                at_ns: at * MS,
+            })
+            .collect()
     }
 
     #[test]
@@ -176,7 +186,10 @@ mod tests {
     #[test]
     fn the_longest_gap_says_where_it_began() {
         let result = settle(&[0; 3], &arrivals(&[(0, 1), (1, 2), (2, 42)]));
-        assert_eq!((result.longest_gap_ms, result.longest_gap_at_ns), (40.0, 2 * MS));
+        assert_eq!(
+            (result.longest_gap_ms, result.longest_gap_at_ns),
+            (40.0, 2 * MS)
+        );
     }
 
     #[test]

@@ -34,7 +34,11 @@ impl TcpLoad {
     #[must_use]
     pub fn new(address: impl Into<IpAddr>, bytes_per_second: Option<u64>) -> Self {
         let target = SocketAddr::new(address.into(), crate::lab::ECHO_PORT);
-        Self { target, seed: now_ns(), bytes_per_second }
+        Self {
+            target,
+            seed: now_ns(),
+            bytes_per_second,
+        }
     }
 }
 
@@ -83,15 +87,21 @@ impl TcpTraffic {
         let stream = netns.run(|| TcpStream::connect_timeout(&load.target, CONNECT_DEADLINE))?;
         let stream = stream.with_context(|| format!("connect to {}", load.target))?;
         stream.set_nodelay(true).context("set TCP_NODELAY")?;
-        stream.set_read_timeout(Some(Duration::from_millis(100))).context("set a timeout")?;
-        stream.set_write_timeout(Some(Duration::from_millis(100))).context("set a timeout")?;
+        stream
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .context("set a timeout")?;
+        stream
+            .set_write_timeout(Some(Duration::from_millis(100)))
+            .context("set a timeout")?;
         let progress = Arc::new(Progress::default());
         let to_read = stream.try_clone().context("clone the connection")?;
         let seed = load.seed;
         let writer = {
             let progress = Arc::clone(&progress);
             thread::spawn(move || {
-                let broken = write(stream, &load, &progress).err().map(|err| err.to_string());
+                let broken = write(stream, &load, &progress)
+                    .err()
+                    .map(|err| err.to_string());
                 progress.writer_done.store(true, Relaxed);
                 broken
             })
@@ -100,7 +110,11 @@ impl TcpTraffic {
             let progress = Arc::clone(&progress);
             thread::spawn(move || read(to_read, seed, &progress))
         };
-        Ok(Self { progress, writer: Some(writer), reader: Some(reader) })
+        Ok(Self {
+            progress,
+            writer: Some(writer),
+            reader: Some(reader),
+        })
     }
 
     /// Bytes that have come back so far.
@@ -212,7 +226,10 @@ fn read(mut stream: TcpStream, seed: u64, progress: &Progress) -> TcpResult {
 }
 
 fn is_timeout(err: &std::io::Error) -> bool {
-    matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+    matches!(
+        err.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
 }
 
 /// The bytes of the stream from `offset` on: each depends on the seed and its place alone.

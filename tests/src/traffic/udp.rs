@@ -62,7 +62,12 @@ impl UdpLoad {
     #[must_use]
     pub fn new(address: impl Into<IpAddr>, rate: u32) -> Self {
         let target = SocketAddr::new(address.into(), crate::lab::ECHO_PORT);
-        Self { target, rate, size: 100, mark: None }
+        Self {
+            target,
+            rate,
+            size: 100,
+            mark: None,
+        }
     }
 }
 
@@ -122,7 +127,11 @@ impl UdpTraffic {
             let progress = Arc::clone(&progress);
             thread::spawn(move || receive(&for_receiver.0, for_receiver.1, run, &progress))
         };
-        Ok(Self { progress, sender: Some(sender), receiver: Some(receiver) })
+        Ok(Self {
+            progress,
+            sender: Some(sender),
+            receiver: Some(receiver),
+        })
     }
 
     /// Packets sent so far.
@@ -146,7 +155,11 @@ impl UdpTraffic {
         let wanted = self.received() + count;
         while self.received() < wanted {
             if Instant::now() >= deadline {
-                bail!("{} of {} packets came back in time", self.received(), self.sent());
+                bail!(
+                    "{} of {} packets came back in time",
+                    self.received(),
+                    self.sent()
+                );
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -178,7 +191,9 @@ impl Drop for UdpTraffic {
 
 fn join<T>(handle: Option<JoinHandle<Result<T>>>) -> Result<T> {
     let handle = handle.expect("a handle is only taken by stop(), which consumes the traffic");
-    handle.join().map_err(|_| anyhow!("a traffic thread panicked"))?
+    handle
+        .join()
+        .map_err(|_panic| anyhow!("a traffic thread panicked"))?
 }
 
 fn open(load: &UdpLoad) -> Result<UdpSocket> {
@@ -190,7 +205,9 @@ fn open(load: &UdpLoad) -> Result<UdpSocket> {
     let socket = UdpSocket::bind((any, 0)).context("open a UDP socket")?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("set SO_RCVBUFFORCE")?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("set SO_TIMESTAMPNS")?;
-    socket.set_read_timeout(Some(Duration::from_millis(50))).context("set SO_RCVTIMEO")?;
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .context("set SO_RCVTIMEO")?;
     Ok(socket)
 }
 
@@ -199,7 +216,10 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
     prctl::set_timerslack(1).context("set the timer slack")?;
     let interval_ns = 1_000_000_000 / i64::from(load.rate);
     let target = SockaddrStorage::from(load.target);
-    let mut sent = Sent { at_ns: Vec::new(), errors: 0 };
+    let mut sent = Sent {
+        at_ns: Vec::new(),
+        errors: 0,
+    };
     let mut packet = vec![0; load.size];
     let mut due_ns = monotonic_ns()?;
     while !progress.stop.load(Relaxed) {
@@ -209,7 +229,7 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
         fill(&mut packet, run, number, at_ns);
         let tos = load
             .mark
-            .filter(|mark| number % mark.every.max(1) == 0)
+            .filter(|mark| number.is_multiple_of(mark.every.max(1)))
             .map(|mark| mark.dscp << 2);
         let class = tos.map(i32::from);
         let control: Vec<ControlMessage<'_>> = match (&tos, &class, load.target) {
@@ -218,7 +238,13 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
             _ => Vec::new(),
         };
         let part = [IoSlice::new(&packet)];
-        match sendmsg(socket.as_raw_fd(), &part, &control, MsgFlags::empty(), Some(&target)) {
+        match sendmsg(
+            socket.as_raw_fd(),
+            &part,
+            &control,
+            MsgFlags::empty(),
+            Some(&target),
+        ) {
             Ok(_) => {
                 sent.at_ns.push(at_ns);
                 progress.sent.fetch_add(1, Relaxed);
@@ -235,7 +261,10 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
 }
 
 fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Result<Received> {
-    let mut received = Received { arrivals: Vec::new(), corrupted: 0 };
+    let mut received = Received {
+        arrivals: Vec::new(),
+        corrupted: 0,
+    };
     let mut buffer = vec![0; 65536];
     let mut expected = vec![0; size];
     let mut space = nix::cmsg_space!(libc::timespec);
@@ -263,12 +292,19 @@ fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Re
         };
         quiet_since = Instant::now();
         let packet = &buffer[..length];
-        let word = |at: usize| packet.get(at..at + 8).map(|w| u64::from_be_bytes(to_array(w)));
+        let word = |at: usize| {
+            packet
+                .get(at..at + 8)
+                .map(|w| u64::from_be_bytes(to_array(w)))
+        };
         match (word(0), word(8), word(16)) {
             (Some(token), Some(number), Some(at_ns)) if token == run => {
                 fill(&mut expected, run, number, at_ns);
                 if packet == expected {
-                    received.arrivals.push(Arrival { number, at_ns: stamp });
+                    received.arrivals.push(Arrival {
+                        number,
+                        at_ns: stamp,
+                    });
                     progress.received.fetch_add(1, Relaxed);
                 } else {
                     received.corrupted += 1;
@@ -280,7 +316,8 @@ fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Re
 }
 
 fn to_array(word: &[u8]) -> [u8; 8] {
-    word.try_into().expect("the slice was taken with this length")
+    word.try_into()
+        .expect("the slice was taken with this length")
 }
 
 /// The kernel's own time of arrival.
@@ -304,7 +341,9 @@ fn ns(time: TimeSpec) -> i64 {
 }
 
 fn monotonic_ns() -> Result<i64> {
-    Ok(ns(clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?))
+    Ok(ns(
+        clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?
+    ))
 }
 
 fn sleep_until(due_ns: i64) -> Result<()> {
