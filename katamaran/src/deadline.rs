@@ -48,3 +48,22 @@ pub const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Before the destination's port is tried again after it could not accept.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A request to the other node, unless it has a limit of its own. Arming loads programs there.
+pub const REQUEST: Duration = Duration::from_secs(10);
+
+/// From the VM's stop until the destination has loaded it: what RAM remained, at the user's pace.
+pub const SWITCHOVER: Duration = Duration::from_secs(30);
+
+/// COMMIT to its answer: the destination runs the VM in between. Longer than [`QMP_RUN_STATE`] twice,
+/// which is what the destination allows itself.
+pub const COMMIT: Duration = Duration::from_secs(25);
+
+/// The destination's ledger or its clean-up: both wait for counters to come to rest.
+pub const RECONCILE: Duration = Duration::from_secs(15);
+
+/// Undoing everything, on every way out.
+pub const UNDO: Duration = Duration::from_secs(9);
+
+/// A qdisc that has to empty before it is removed.
+pub const NETLINK: Duration = Duration::from_secs(2);
