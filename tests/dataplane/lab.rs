@@ -7,9 +7,10 @@
 //!
 //! V is routed, one address to a tap, as Calico does it. Addresses of IPv6 are `fd80::2` and so on.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use katamaran::ebpf::{
     AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, SourceDataplane,
@@ -135,6 +136,22 @@ impl Lab {
         self.b.netns.run(|| destination.remove()).unwrap();
         let pins = format!("/sys/fs/bpf/katamaran/{}", self.session);
         assert!(!std::path::Path::new(&pins).exists(), "{pins} is left");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // After a panic the data planes were only dropped: their pins are here.
+        if thread::panicking() {
+            for role in ["source", "destination"] {
+                let pins = format!("/sys/fs/bpf/katamaran/{}/{role}", self.session);
+                for pin in fs::read_dir(&pins).into_iter().flatten().flatten() {
+                    let _ = fs::remove_file(pin.path());
+                }
+                let _ = fs::remove_dir(&pins);
+            }
+            let _ = fs::remove_dir(format!("/sys/fs/bpf/katamaran/{}", self.session));
+        }
     }
 }
 

@@ -9,5 +9,6 @@ mod lab;
 mod netns;
 mod pump;
 mod require;
+mod stream;
 mod tap;
 mod traffic;
