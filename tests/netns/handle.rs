@@ -62,7 +62,7 @@ async fn a_closed_handle_leaves_no_socket_and_no_task() {
     clone.links().await.unwrap();
     assert_eq!(net.netlink_sockets(), 1);
     netlink.close().await.unwrap();
-    assert_eq!(net.netlink_sockets(), 0);
+    wait_until("the socket is closed", || net.netlink_sockets() == 0);
     wait_until("the connection's task ends", || {
         metrics.num_alive_tasks() == tasks
     });

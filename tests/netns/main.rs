@@ -4,11 +4,18 @@
 //! `root`, which turns the skip into a failure. The namespaces have no names: they vanish with the
 //! last descriptor, also when a test panics or is killed.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests panic rather than return errors, and print what they skip and measure"
+)]
+
 mod discover;
 mod handle;
 mod inject;
 mod link;
 mod qdisc;
+mod qemu;
 mod queue;
 mod route;
 mod support;

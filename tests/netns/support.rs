@@ -17,15 +17,30 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Prints the skip and returns `true` when a test can't run here.
 pub(crate) fn skip(test: &str) -> bool {
-    if nix::unistd::geteuid().is_root() {
+    lacks(test, "root", nix::unistd::geteuid().is_root())
+}
+
+/// The same for a program that the test needs.
+pub(crate) fn skip_without(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = std::env::split_paths(&path).any(|directory| directory.join(program).exists());
+    lacks(
+        std::thread::current().name().unwrap_or(program),
+        program,
+        there,
+    )
+}
+
+fn lacks(test: &str, need: &str, there: bool) -> bool {
+    if there {
         return false;
     }
     let required = std::env::var("KATAMARAN_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|word| word == "root"),
-        "{test} needs root, which is required"
-    );
-    println!("SKIP {test}: not root");
+    let required = required
+        .split(',')
+        .any(|word| need == word || need.split('-').next() == Some(word));
+    assert!(!required, "{test} needs {need}, which is required");
+    println!("SKIP {test}: no {need}");
     true
 }
 

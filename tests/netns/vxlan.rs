@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use katamaran::net::NetError;
-use katamaran::net::link::LinkKind;
+use katamaran::net::counters::CounterReader;
+use katamaran::net::link::{LinkKind, MacAddr};
 use katamaran::net::names::{Role, session_link};
 use katamaran::net::packet::{FrameInjector, VnetHeader};
 use katamaran::net::vxlan::{Vxlan, VxlanSpec};
 use katamaran::session_id::SessionId;
 
-use crate::support::{Net, pair, require_root, udp_frame};
+use crate::support::{Net, pair, require_root, udp_frame, wait_until};
 
 const SESSION: SessionId = SessionId(0x0123_4567_89ab_cdef);
 const PORT: u16 = 7483;
@@ -104,6 +105,39 @@ async fn whole_unfragmentable_packets_pass_an_underlay_of_the_same_mtu_both_ways
         now.tx_packets - left.tx_packets >= 40,
         "each packet went in two pieces: {now:?}"
     );
+}
+
+#[tokio::test]
+async fn a_super_packet_is_cut_into_whole_packets_which_all_arrive() {
+    require_root!();
+    const SEGMENTS: u64 = 10;
+    let (a, b) = underlay(1500);
+    let ends = ends(&a, &b, "10.1.0.1", "10.1.0.2").await;
+    let to = ends.1.link().info().await.unwrap();
+    let frame = tcp_frame(to.mac.unwrap(), 1460 * 10);
+    // Checksum to be finished; TCP over IPv4; 54 bytes of headers; 1460 in each segment.
+    let header = VnetHeader([1, 1, 54, 0, 0xb4, 0x05, 34, 0, 16, 0]);
+    assert_eq!(header.wire_segments(frame.len()), SEGMENTS);
+    let mut injector = FrameInjector::open(&a.netns, ends.0.index()).unwrap();
+    injector.inject(header, &frame).unwrap();
+    let mut counters = CounterReader::open(&b.netns, to.index).unwrap();
+    wait_until("all segments arrive", || {
+        counters.read().unwrap().rx_packets == SEGMENTS
+    });
+    assert_eq!(counters.read().unwrap().rx_bytes, SEGMENTS * 1500);
+}
+
+/// A TCP packet that is too long for the wire, without checksums.
+fn tcp_frame(to: MacAddr, payload: u16) -> Vec<u8> {
+    let mut frame = to.0.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0]);
+    frame.extend((40 + payload).to_be_bytes());
+    frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 192, 168, 7, 1, 192, 168, 7, 2]);
+    frame.extend([
+        0x12, 0x34, 0x56, 0x78, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
+    ]);
+    frame.resize(54 + usize::from(payload), 7);
+    frame
 }
 
 #[tokio::test]

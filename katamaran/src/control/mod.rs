@@ -22,22 +22,28 @@
 mod channel;
 mod client;
 mod clock;
+mod dial;
 mod error;
 mod fault;
 mod frame;
+mod listener;
 mod preamble;
 mod server;
 mod version;
 
 #[cfg(test)]
 mod channel_tests;
+#[cfg(test)]
+mod listener_tests;
 
 pub use channel::{Protocol, Timing};
 pub use client::{Client, Notices};
 pub use clock::ClockOffset;
+pub use dial::{DialError, Dialer, Upgrade, plaintext};
 pub use error::ControlError;
 pub use fault::{Fault, FaultCode};
 pub use frame::{FRAME_LIMIT, FrameError};
+pub use listener::{ControlConnection, Listener, Stream};
 pub use preamble::{PREAMBLE_VERSION, Preamble, PreambleError, StreamKind};
 pub use server::{RequestId, Requests, Server};
 pub use version::select;

@@ -1,1 +1,51 @@
-//! ebpf
+//! The data plane: the eBPF programs that count V's packets and turn them from S to D.
+//!
+//! ```text
+//! S                                          D
+//! TC egress towards V: ktm_source            TC ingress, underlay: ktm_deliver
+//!   COUNT:    S1, S2 -> tap                    D1, decapsulated -> tap
+//!   REDIRECT: S1, S3 -> encapsulated -> D    TC egress, tap: ktm_tap
+//! tracepoints: offered to the tap, drops       D3 (tunnelled), D2 (direct)
+//!                                            tracepoints: offered to the tap, drops
+//! ```
+//!
+//! [`SourceDataplane`] and [`DestinationDataplane`] own everything they put into the kernel: arming
+//! creates it, `remove` undoes it and reports what could not be undone. Everything is pinned under
+//! `/sys/fs/bpf/katamaran/<session>/<role>/`, so that a crash of the process leaves the redirect in
+//! place; what a dead process left is found and removed by [`sweep`].
+//!
+//! **Threads and namespaces.** All functions are synchronous. `arm`, `remove` and [`sweep`] must be
+//! called on a thread that is already in the network namespace of the hooks; the others may be called
+//! anywhere. The mount namespace must be the host's: programs started by `ip netns exec` see a
+//! `/sys` of their own, and pins made there die with it.
+//!
+//! A counter that could not be read is `None`, never zero.
+
+mod attach;
+mod bpffs;
+mod btf;
+mod copies;
+mod counters;
+mod destination;
+mod device;
+mod drops;
+mod error;
+mod netlink;
+mod object;
+mod plane;
+mod source;
+mod tunnel;
+mod witness;
+
+pub use attach::{AttachMode, AttachPreference};
+pub use bpffs::{Role, Swept, sweep};
+pub use btf::BtfError;
+pub use copies::CopiedFrame;
+pub use counters::{DestinationCounters, SequenceCounters, SourceCounters};
+pub use destination::{DestinationDataplane, DestinationSpec, Ingress};
+pub use drops::PacketDrop;
+pub use error::EbpfError;
+pub use katamaran_common::layout::Count;
+pub use object::object_state;
+pub use source::{Encap, FlipTime, SourceDataplane, SourceSpec, TapLocation};
+pub use witness::WitnessMissing;

@@ -24,13 +24,25 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{DestinationLedger, Recovered, Verdict};
+use super::ledger::{DestinationLedger, Verdict};
+use super::report::LedgerReport;
+use crate::control::Protocol;
 
 /// The version of these messages that this build speaks.
 pub const PROTOCOL: u16 = 1;
 
 /// UDP port of the vxlan fallback (IANA's is 4789, which a CNI may own).
 pub const VXLAN_PORT: u16 = 7483;
+
+/// This session's messages.
+#[derive(Debug, Clone, Copy)]
+pub struct MigrationProtocol;
+
+impl Protocol for MigrationProtocol {
+    type Request = Request;
+    type Reply = Reply;
+    type Notice = Notice;
+}
 
 /// From the source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,9 +65,7 @@ pub enum Request {
         redirected: Option<u64>,
     },
     Finish {
-        verdict: Verdict,
-        lost: u64,
-        recovered: Recovered,
+        summary: Summary,
     },
     Abort {
         reason: String,
@@ -80,7 +90,9 @@ pub enum Reply {
     },
     Committed(Resumed),
     Ledger(Box<DestinationLedger>),
-    Finished,
+    Finished {
+        left_behind: Vec<String>,
+    },
     /// The packets that were held, oldest first; `more` when another [`Request::Abort`] gets the rest.
     Aborted {
         frames: Vec<WireFrame>,
@@ -116,9 +128,15 @@ pub struct VmDescription {
 pub struct Prepared {
     pub qemu_version: (u32, u32, u32),
     pub tap: String,
-    /// Whether the kernel can hold packets with sch_plug.
-    pub has_plug: bool,
     pub kernel: String,
+}
+
+/// What came of it, for the destination's report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub verdict: Verdict,
+    pub ledger: Option<Box<LedgerReport>>,
+    pub unproven: Vec<String>,
 }
 
 /// How packets travel.

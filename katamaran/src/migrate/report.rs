@@ -23,6 +23,8 @@ pub enum Outcome {
     Migrated,
     /// The VM runs on the source.
     Failed,
+    /// Refused before anything was touched.
+    Refused,
     /// Stopped by a signal; the VM runs on the source.
     Interrupted,
     /// COMMIT was sent and not answered: see the error for what to check.
@@ -215,6 +217,20 @@ impl Report {
             drops: Vec::new(),
             warnings: Vec::new(),
             cleanup: Vec::new(),
+        }
+    }
+
+    /// The status that the process exits with.
+    #[must_use]
+    pub fn exit_code(&self, require_zero_drop: bool) -> u8 {
+        match self.outcome {
+            Outcome::Refused => 2,
+            Outcome::Interrupted => 130,
+            Outcome::Undecided => 4,
+            Outcome::Migrated if require_zero_drop && self.verdict != Verdict::Proven => 3,
+            Outcome::Migrated | Outcome::Failed if self.left_behind().next().is_some() => 5,
+            Outcome::Migrated => 0,
+            Outcome::Failed => 1,
         }
     }
 

@@ -19,6 +19,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     let outcome = match r.outcome {
         Outcome::Migrated => "migrated: the VM runs on the destination",
         Outcome::Failed => "failed: the VM runs on the source",
+        Outcome::Refused => "refused: nothing was touched",
         Outcome::Interrupted => "interrupted: the VM runs on the source",
         Outcome::Undecided => "UNDECIDED: see below before anything is started",
     };

@@ -236,6 +236,16 @@ impl NetError {
         matches!(self.errno(), Some(Errno::EPERM | Errno::EACCES))
     }
 
+    /// The kernel takes no such value: ERANGE from its range checks, EINVAL from others, and for the length
+    /// of a tap's ring ENOMEM or, from the notifier that hides the reason, EPERM.
+    #[must_use]
+    pub fn out_of_range(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(Errno::ERANGE | Errno::EINVAL | Errno::ENOMEM | Errno::EPERM)
+        )
+    }
+
     /// Nothing was heard in time.
     #[must_use]
     pub fn is_timeout(&self) -> bool {

@@ -14,7 +14,8 @@
 //! | [`tapfd`] | the descriptors through which QEMU reads its tap: read what it left unread |
 //! | [`packet`] | put frames into a device past its queueing discipline |
 //! | [`vxlan`] | a point-to-point tunnel for one session |
-//! | [`qdisc`] | `sch_plug`, and the counters of any root queueing discipline |
+//! | [`plug`] | `sch_plug`: hold packets, let them go |
+//! | [`qdisc`] | the counters of any root queueing discipline |
 //! | [`names`] | names of our kernel objects |
 //!
 //! **Invariants.** No runtime thread ever enters a namespace. Whatever is created has an owner type
@@ -29,6 +30,7 @@ pub mod names;
 pub mod neighbour;
 pub mod netns;
 pub mod packet;
+pub mod plug;
 pub mod qdisc;
 pub mod route;
 mod sys;

@@ -13,9 +13,12 @@ use super::counters::{CounterReader, LinkCounters};
 use super::link::LinkKind;
 use super::{NetError, NetNs, Netlink, Result};
 
-/// The longest ring that the kernel makes, in packets: 8 bytes for each, and no more than 4 MiB in one
-/// piece. A longer `txqueuelen` on a tap is refused, with the misleading EPERM.
-pub const RING_MAX: u32 = (4 << 20) / 8;
+/// The lengths of ring, in packets, that kernels allow at most, longest first.
+///
+/// 524,288: a ring takes 8 bytes for each and is made in one piece of at most 4 MiB; a tap refuses more with
+/// the misleading EPERM. 32,767: a cap on every device's `txqueuelen` since 2026 (seen in 6.12.117), refused
+/// with ERANGE.
+const RING_LIMITS: [u32; 3] = [524_288, 32_767, 16_384];
 
 /// A tap's counters under the names of what they mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,11 +107,11 @@ pub struct RaisedQueue {
 }
 
 impl RaisedQueue {
-    /// Makes the ring of tap `tap` hold at least `packets`, but no more than [`RING_MAX`] (see
-    /// [`RaisedQueue::capacity`]). A ring that is longer already stays as it is.
+    /// Makes the ring of tap `tap` hold at least `packets`, or as many as the kernel allows: see
+    /// [`RaisedQueue::capacity`]. A ring that is longer already stays as it is.
     ///
     /// # Errors
-    /// The device is no tap, is gone, or the kernel lacks the memory (8 bytes for each packet and queue).
+    /// The device is no tap, is gone, or the kernel refuses each length that is longer than now.
     pub async fn raise(netlink: &Netlink, tap: u32, packets: u32) -> Result<Self> {
         let link = netlink.link_by_index(tap).await?;
         if link.kind != LinkKind::Tun {
@@ -118,10 +121,7 @@ impl RaisedQueue {
                 wanted: "a tap",
             });
         }
-        let now = link.txqlen.max(packets.min(RING_MAX));
-        if now != link.txqlen {
-            netlink.set_txqlen(tap, now).await?;
-        }
+        let now = lengthen(netlink, tap, link.txqlen, packets).await?;
         Ok(Self {
             netlink: netlink.clone(),
             name: link.name,
@@ -180,6 +180,29 @@ impl RaisedQueue {
     }
 }
 
+/// Returns the new length.
+async fn lengthen(netlink: &Netlink, tap: u32, before: u32, wanted: u32) -> Result<u32> {
+    let mut lengths = lengths_to_try(before, wanted).peekable();
+    while let Some(length) = lengths.next() {
+        match netlink.set_txqlen(tap, length).await {
+            Ok(()) => return Ok(length),
+            Err(error) if error.out_of_range() && lengths.peek().is_some() => {
+                tracing::debug!(tap, length, %error, "the ring can't be that long");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(before)
+}
+
+fn lengths_to_try(before: u32, wanted: u32) -> impl Iterator<Item = u32> {
+    let [most, ..] = RING_LIMITS;
+    let first = wanted.min(most);
+    std::iter::once(first)
+        .chain(RING_LIMITS.into_iter().filter(move |limit| *limit < first))
+        .filter(move |length| *length > before)
+}
+
 impl Drop for RaisedQueue {
     fn drop(&mut self) {
         if !self.done && self.now != self.before {
@@ -218,5 +241,15 @@ mod tests {
         );
         assert!(RingEmpty::by_count(0).is_some());
         assert!(RingEmpty::by_count(1).is_none());
+    }
+
+    #[test]
+    fn a_ring_is_tried_ever_shorter_but_never_shorter_than_it_is() {
+        let try_all = |before, wanted| lengths_to_try(before, wanted).collect::<Vec<_>>();
+        assert_eq!(try_all(1000, u32::MAX), RING_LIMITS);
+        assert_eq!(try_all(1000, 100_000), [100_000, 32_767, 16_384]);
+        assert_eq!(try_all(20_000, 100_000), [100_000, 32_767]);
+        assert_eq!(try_all(1000, 5000), [5000]);
+        assert!(try_all(9000, 5000).is_empty());
     }
 }

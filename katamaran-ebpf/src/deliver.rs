@@ -1,0 +1,113 @@
+//! `ktm_deliver`: takes V's packets out of the tunnel and hands them to V's device.
+//!
+//! Source and destination family are the same, so `bpf_skb_adjust_room` needs no DECAP flags: they
+//! only tell it that the family changes (6.3+), and without them this works on older kernels too.
+
+use katamaran_common::counter::{Counter, Digest, Stamp};
+use katamaran_common::digest::contribution;
+use katamaran_common::layout::Config;
+use katamaran_common::packet::{
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, mapped, parse_ip,
+    parse_l4, protocol,
+};
+use katamaran_common::segments::{count_of, wire_segments};
+use katamaran_common::sequence::{NUMBER_BITS_V4, NUMBER_BITS_V6};
+
+use crate::context::Skb;
+use crate::encapsulate::FIXED_GSO;
+use crate::maps;
+use crate::programs::PASS;
+
+#[inline(always)]
+pub(crate) fn run(skb: &Skb) -> Option<i32> {
+    let config = maps::config()?;
+    let ethertype = skb.ethertype();
+    let room = skb.length().saturating_sub(ETHERNET_LENGTH);
+    let Some(outer) = parse_ip(skb, ethertype, ETHERNET_LENGTH, room) else {
+        return Some(pass_other(skb));
+    };
+    // A tunnel device has already taken the frame out.
+    if maps::is_address(&outer.destination) && skb.ifindex() == config.frames_ifindex {
+        return Some(deliver(skb, config, &outer, 0));
+    }
+    if !from_peer(config, &outer) {
+        return Some(pass_other(skb));
+    }
+    let inner_ethertype = if outer.v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    let header = outer.l4_offset - ETHERNET_LENGTH;
+    let inner_room = room.saturating_sub(header);
+    let Some(inner) = parse_ip(skb, inner_ethertype, outer.l4_offset, inner_room) else {
+        return Some(pass_other(skb));
+    };
+    if !maps::is_address(&inner.destination) {
+        return Some(pass_other(skb));
+    }
+    Some(deliver(skb, config, &inner, header))
+}
+
+#[inline(always)]
+fn pass_other(skb: &Skb) -> i32 {
+    let length = skb.length().saturating_sub(ETHERNET_LENGTH);
+    maps::count(Counter::DeliverOther, &count_of(1, length, 0));
+    PASS
+}
+
+/// Whether this is our tunnel's outer header.
+#[inline(always)]
+fn from_peer(config: &Config, outer: &Ip) -> bool {
+    if outer.fragment != 0 {
+        return false;
+    }
+    if outer.v4 {
+        config.families & 1 != 0
+            && outer.protocol == protocol::IPIP
+            && outer.source == mapped(config.remote4)
+            && outer.destination == mapped(config.local4)
+    } else {
+        config.families & 2 != 0
+            && outer.protocol == protocol::IPV6
+            && outer.source == config.remote6
+            && outer.destination == config.local6
+    }
+}
+
+/// Counts the packet, takes `header` bytes of outer header off and sends it to V's device.
+#[inline(always)]
+fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
+    let l4 = parse_l4(skb, inner);
+    let gso_size = skb.gso_size();
+    let segments = wire_segments(skb.gso_segments(), gso_size, l4.payload);
+    let count = count_of(segments, inner.length, inner.headers(&l4));
+    let contribution = contribution(skb, inner, &l4, gso_size);
+    let number = if header == 0 { 0 } else { outer_number(skb, inner.v4).unwrap_or(0) };
+
+    if header != 0 && skb.adjust_room(-(header as i32), FIXED_GSO).is_none() {
+        maps::count(Counter::DecapFailed, &count);
+        return PASS;
+    }
+    let mut addresses = [0u8; 12];
+    addresses[0..6].copy_from_slice(&config.vm_mac);
+    addresses[6..12].copy_from_slice(&config.deliver_mac);
+    if skb.store(0, &addresses).is_none() {
+        maps::count(Counter::DecapFailed, &count);
+        return PASS;
+    }
+    maps::count(Counter::Tunnelled, &count);
+    maps::digest(Digest::Tunnelled, contribution);
+    maps::stamp(Stamp::LastTunnelled);
+    if header != 0 {
+        let (family, bits) = if inner.v4 { (0, NUMBER_BITS_V4) } else { (1, NUMBER_BITS_V6) };
+        maps::note_numbers(family, number, segments, bits);
+    }
+    skb.set_mark(config.mark);
+    skb.redirect(config.deliver_ifindex)
+}
+
+#[inline(always)]
+fn outer_number(skb: &Skb, v4: bool) -> Option<u32> {
+    if v4 {
+        Some(u32::from(u16::from_be_bytes(skb.read(ETHERNET_LENGTH + 4)?)))
+    } else {
+        Some(u32::from_be_bytes(skb.read(ETHERNET_LENGTH)?) & 0x000f_ffff)
+    }
+}

@@ -1,0 +1,98 @@
+//! Reading the kernel's own structures, at offsets that user space took from its BTF.
+//!
+//! Every read goes through `bpf_probe_read_kernel`: a wrong offset yields garbage, never a fault.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use katamaran_common::layout::KernelOffsets;
+use katamaran_common::packet::{Ip, PacketRead, parse_ip};
+
+/// A `struct sk_buff` somewhere in the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct KernelSkb {
+    address: u64,
+    head: u64,
+}
+
+/// A `struct net_device`.
+#[derive(Clone, Copy)]
+pub(crate) struct Device {
+    pub ifindex: u32,
+    pub netns_inum: u32,
+}
+
+#[inline(always)]
+fn load<T>(base: u64, offset: u32) -> Option<T> {
+    let pointer = base.wrapping_add(u64::from(offset)) as *const T;
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(pointer) }.ok()
+}
+
+/// Reads which device at `address` is.
+#[inline(always)]
+pub(crate) fn device(offsets: &KernelOffsets, address: u64) -> Option<Device> {
+    if address == 0 {
+        return None;
+    }
+    let net: u64 = load(address, offsets.dev_net)?;
+    Some(Device {
+        ifindex: load(address, offsets.dev_ifindex)?,
+        netns_inum: load(net, offsets.net_inum)?,
+    })
+}
+
+impl KernelSkb {
+    #[inline(always)]
+    pub(crate) fn new(offsets: &KernelOffsets, address: u64) -> Option<Self> {
+        Some(Self { address, head: load(address, offsets.skb_head)? })
+    }
+
+    #[inline(always)]
+    pub(crate) fn device_address(&self, offsets: &KernelOffsets) -> Option<u64> {
+        load(self.address, offsets.skb_dev)
+    }
+
+    #[inline(always)]
+    pub(crate) fn ethertype(&self, offsets: &KernelOffsets) -> Option<u16> {
+        load::<u16>(self.address, offsets.skb_protocol).map(u16::from_be)
+    }
+
+    #[inline(always)]
+    pub(crate) fn length(&self, offsets: &KernelOffsets) -> Option<u32> {
+        load(self.address, offsets.skb_len)
+    }
+
+    /// (segment size, segments)
+    #[inline(always)]
+    pub(crate) fn gso(&self, offsets: &KernelOffsets) -> Option<(u32, u32)> {
+        let end: u32 = load(self.address, offsets.skb_end)?;
+        let shared = self.head + u64::from(end);
+        let size: u16 = load(shared, offsets.shinfo_gso_size)?;
+        let segments: u16 = load(shared, offsets.shinfo_gso_segs)?;
+        Some((u32::from(size), u32::from(segments)))
+    }
+
+    /// The IP header, with offsets relative to itself. What precedes `data` counts as present.
+    #[inline(always)]
+    pub(crate) fn ip(&self, offsets: &KernelOffsets) -> Option<(Ip, KernelBytes)> {
+        let network: u16 = load(self.address, offsets.skb_network_header)?;
+        let data: u64 = load(self.address, offsets.skb_data)?;
+        let bytes = KernelBytes { base: self.head + u64::from(network) };
+        let before = bytes.base.wrapping_sub(data) as u32;
+        let room = self.length(offsets)?.wrapping_sub(before);
+        let ip = parse_ip(&bytes, self.ethertype(offsets)?, 0, room)?;
+        Some((ip, bytes))
+    }
+}
+
+/// Bytes in kernel memory.
+#[derive(Clone, Copy)]
+pub(crate) struct KernelBytes {
+    base: u64,
+}
+
+impl PacketRead for KernelBytes {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        load(self.base, offset)
+    }
+}

@@ -1,0 +1,79 @@
+//! `ktm_xmit` and `ktm_drop`: the kernel as witness.
+
+use katamaran_common::counter::Counter;
+use katamaran_common::layout::{Config, DropKey};
+use katamaran_common::packet::{
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, L4, mapped, parse_ip, parse_l4, protocol,
+};
+use katamaran_common::segments::{count_of, wire_segments};
+
+use crate::kernel::{KernelBytes, KernelSkb, device};
+use crate::maps;
+
+/// A driver was handed `skb`. If it is the tap's, whatever the packet is, it counts.
+#[inline(always)]
+pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
+    let config = maps::config()?;
+    let offsets = &config.offsets;
+    let device = device(offsets, dev)?;
+    if device.ifindex != config.tap_ifindex || device.netns_inum != config.tap_netns_inum {
+        return None;
+    }
+    let skb = KernelSkb::new(offsets, skb)?;
+    let count = match skb.ip(offsets) {
+        Some((ip, bytes)) => {
+            let l4 = parse_l4(&bytes, &ip);
+            count_of(segments(&skb, config, &l4), ip.length, ip.headers(&l4))
+        }
+        None => {
+            let length = skb.length(offsets).unwrap_or(0);
+            count_of(1, length.saturating_sub(ETHERNET_LENGTH), 0)
+        }
+    };
+    maps::count(Counter::Offered, &count);
+    Some(())
+}
+
+#[inline(always)]
+fn segments(skb: &KernelSkb, config: &Config, l4: &L4) -> u32 {
+    let (gso_size, gso_segments) = skb.gso(&config.offsets).unwrap_or((0, 0));
+    wire_segments(gso_segments, gso_size, l4.payload)
+}
+
+/// The kernel drops `skb`. If it is V's (or carries V's) and in our namespaces, it counts.
+#[inline(always)]
+pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
+    let config = maps::config()?;
+    let offsets = &config.offsets;
+    let skb = KernelSkb::new(offsets, skb)?;
+    let device = device(offsets, skb.device_address(offsets)?)?;
+    if device.netns_inum != config.netns_inum && device.netns_inum != config.tap_netns_inum {
+        return None;
+    }
+    let (ip, bytes) = skb.ip(offsets)?;
+    let inner = if maps::is_address(&ip.destination) {
+        ip
+    } else {
+        tunnelled(config, &ip, &bytes).filter(|inner| maps::is_address(&inner.destination))?
+    };
+    let l4 = parse_l4(&bytes, &inner);
+    let key = DropKey { location, reason, ifindex: device.ifindex };
+    maps::count_drop(&key, u64::from(segments(&skb, config, &l4)));
+    Some(())
+}
+
+/// The packet inside, if the outer header is one of our tunnel's, in either direction.
+#[inline(always)]
+fn tunnelled(config: &Config, outer: &Ip, bytes: &KernelBytes) -> Option<Ip> {
+    let (ends, number, ethertype) = if outer.v4 {
+        ((mapped(config.local4), mapped(config.remote4)), protocol::IPIP, ETHERTYPE_IPV4)
+    } else {
+        ((config.local6, config.remote6), protocol::IPV6, ETHERTYPE_IPV6)
+    };
+    let ours = outer.destination == ends.0 || outer.destination == ends.1;
+    if !ours || outer.protocol != number || outer.fragment != 0 {
+        return None;
+    }
+    let room = outer.length.saturating_sub(outer.l4_offset);
+    parse_ip(bytes, ethertype, outer.l4_offset, room)
+}

@@ -1,0 +1,168 @@
+//! Where the data plane is pinned, and what a dead process left there.
+//!
+//! `/sys/fs/bpf/katamaran/<session>/<role>/`. The owner holds a lock on the role's directory for as
+//! long as it lives, so a directory that can be locked belongs to nobody.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::session_id::SessionId;
+
+use super::attach;
+use super::error::EbpfError;
+
+const BPFFS: &str = "/sys/fs/bpf";
+const ROOT: &str = "/sys/fs/bpf/katamaran";
+
+/// Which end of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// S
+    Source,
+    /// D
+    Destination,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        })
+    }
+}
+
+/// What a sweep found of one dead session.
+#[derive(Debug)]
+pub struct Swept {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Whether all of it is gone, and if not, why.
+    pub outcome: Result<(), EbpfError>,
+}
+
+/// The pin directory of a living session.
+#[derive(Debug)]
+pub(super) struct PinDirectory {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl PinDirectory {
+    /// Creates the directory; what a dead owner of the same name left in it is removed first.
+    pub(super) fn claim(session: SessionId, role: Role) -> Result<Self, EbpfError> {
+        mount_bpffs()?;
+        let path = Path::new(ROOT).join(session.to_string()).join(role.to_string());
+        create(&path)?;
+        let lock = match lock(&path)? {
+            Some(lock) => lock,
+            None => return Err(EbpfError::SessionLive { session, role }),
+        };
+        empty(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the directory, and those above it that are empty then.
+    pub(super) fn remove(self) -> Result<(), EbpfError> {
+        remove_directories(&self.path)
+    }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EbpfError {
+    let path = path.to_owned();
+    move |source| EbpfError::Bpffs { operation, path, source }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_bpffs() -> Result<(), EbpfError> {
+    let path = Path::new(BPFFS);
+    if is_bpffs(path) {
+        return Ok(());
+    }
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|errno| failed("mount the BPF file system on", path)(errno.into()))
+}
+
+fn create(path: &Path) -> Result<(), EbpfError> {
+    fs::create_dir_all(path).map_err(failed("create", path))
+}
+
+/// Locks a directory; `None` when somebody else has.
+fn lock(path: &Path) -> Result<Option<Flock<File>>, EbpfError> {
+    let directory = File::open(path).map_err(failed("open", path))?;
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(failed("lock", path)(errno.into())),
+    }
+}
+
+fn entries(path: &Path) -> Result<Vec<PathBuf>, EbpfError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        found.push(entry.map_err(failed("list", path))?.path());
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes all pins in a directory that nobody owns. A link goes with its pin.
+fn empty(path: &Path) -> Result<(), EbpfError> {
+    for pin in entries(path)? {
+        attach::detach_pinned(&pin)?;
+        fs::remove_file(&pin).map_err(failed("remove", &pin))?;
+    }
+    Ok(())
+}
+
+fn remove_directories(path: &Path) -> Result<(), EbpfError> {
+    fs::remove_dir(path).map_err(failed("remove", path))?;
+    let above = path.ancestors().skip(1).take_while(|above| above.starts_with(ROOT));
+    for directory in above {
+        // Not empty: another role, another session. That is no failure, and neither is a race.
+        if fs::remove_dir(directory).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what processes that no longer run have left, and says what became of each.
+///
+/// A redirect that a crashed migration left in place stops here, so call it only when no migration of
+/// that VM is to be taken up again.
+///
+/// # Errors
+///
+/// When the pins can't be listed. Failures with single sessions are in their [`Swept`].
+pub fn sweep() -> Result<Vec<Swept>, EbpfError> {
+    let root = Path::new(ROOT);
+    if !is_bpffs(Path::new(BPFFS)) || !root.exists() {
+        return Ok(Vec::new());
+    }
+    let mut swept = Vec::new();
+    for session in entries(root)? {
+        for path in entries(&session)? {
+            let outcome = match lock(&path) {
+                Ok(None) => continue,
+                Ok(Some(_lock)) => empty(&path).and_then(|()| remove_directories(&path)),
+                Err(error) => Err(error),
+            };
+            swept.push(Swept { path, outcome });
+        }
+    }
+    Ok(swept)
+}

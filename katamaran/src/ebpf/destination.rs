@@ -1,0 +1,178 @@
+//! The data plane of D.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use katamaran_common::layout::Config;
+use katamaran_common::names;
+
+use crate::session_id::SessionId;
+
+use super::attach::{AttachMode, AttachPreference, Direction};
+use super::bpffs::Role;
+use super::counters::DestinationCounters;
+use super::device;
+use super::drops::PacketDrop;
+use super::error::EbpfError;
+use super::object;
+use super::plane::{Hook, Plane};
+use super::source::TapLocation;
+use super::tunnel::set_ends;
+use super::witness::WitnessMissing;
+
+/// How V's packets arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ingress {
+    /// Encapsulated by S's program, on the underlay device.
+    Ip {
+        /// The device towards S.
+        underlay_ifindex: u32,
+        /// D's addresses on the node network.
+        local: Vec<IpAddr>,
+        /// S's addresses on the node network.
+        remote: Vec<IpAddr>,
+    },
+    /// As frames out of a tunnel device that somebody else made.
+    Frames {
+        /// The tunnel device.
+        ifindex: u32,
+    },
+}
+
+/// What the destination needs to know.
+#[derive(Clone, Debug)]
+pub struct DestinationSpec {
+    /// The migration.
+    pub session: SessionId,
+    /// All ways in: one, or [`Ingress::Ip`] and a device for what does not fit.
+    pub ingress: Vec<Ingress>,
+    /// V's addresses.
+    pub vm_addresses: Vec<IpAddr>,
+    /// V's MAC.
+    pub vm_mac: [u8; 6],
+    /// The device that leads to V, in the calling thread's namespace: the tap, or a veth to it.
+    pub deliver_ifindex: u32,
+    /// Inode number of the calling thread's network namespace.
+    pub netns_inum: u32,
+    /// V's tap.
+    pub tap: TapLocation,
+    /// How to attach.
+    pub attach: AttachPreference,
+}
+
+/// The armed destination.
+#[must_use = "dropping it leaves its pins behind: call remove()"]
+pub struct DestinationDataplane {
+    plane: Plane,
+}
+
+impl fmt::Debug for DestinationDataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DestinationDataplane")
+            .field("attach", &self.attach_mode())
+            .finish_non_exhaustive()
+    }
+}
+
+impl DestinationDataplane {
+    /// Loads, configures, attaches and pins; what comes for V through the tunnel reaches V's device
+    /// from then on.
+    ///
+    /// Must be called on a thread in the network namespace of the devices.
+    ///
+    /// # Errors
+    ///
+    /// When anything could not be put in place; what was put in place is undone. Missing kernel
+    /// support for the tracepoints is no error: see [`Self::witness_missing`].
+    pub fn arm(spec: &DestinationSpec) -> Result<Self, EbpfError> {
+        object::object_state()?;
+        let config = config(spec)?;
+        let tap =
+            Hook::new(names::PROGRAM_TAP, spec.deliver_ifindex, Direction::Egress, spec.attach);
+        let mut hooks = vec![tap];
+        hooks.extend(spec.ingress.iter().map(|ingress| {
+            let ifindex = match ingress {
+                Ingress::Ip { underlay_ifindex, .. } => *underlay_ifindex,
+                Ingress::Frames { ifindex } => *ifindex,
+            };
+            Hook::new(names::PROGRAM_DELIVER, ifindex, Direction::Ingress, spec.attach)
+        }));
+        let (plane, ()) = Plane::arm(
+            spec.session,
+            Role::Destination,
+            config,
+            &spec.vm_addresses,
+            &hooks,
+            |_| Ok(()),
+        )?;
+        Ok(Self { plane })
+    }
+
+    /// All counters, each read once; packets that pass meanwhile may be in some and not in others.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be read.
+    pub fn counters(&self) -> Result<DestinationCounters, EbpfError> {
+        self.plane.counters().destination(self.plane.is_witnessed())
+    }
+
+    /// V's packets that the kernel dropped since arming; `None` when the kernel can't be asked.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn drops(&self) -> Result<Option<Vec<PacketDrop>>, EbpfError> {
+        self.plane.drops()
+    }
+
+    /// Why `offered` and the drops are unknown; `None` when they are known.
+    #[must_use]
+    pub fn witness_missing(&self) -> Option<&WitnessMissing> {
+        self.plane.witness_missing()
+    }
+
+    /// How the TC programs are attached.
+    #[must_use]
+    pub fn attach_mode(&self) -> AttachMode {
+        self.plane.attach_mode()
+    }
+
+    /// Detaches, unpins, unloads: nothing is left.
+    ///
+    /// Must be called on a thread in the network namespace of the devices.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; everything else is tried all the same.
+    pub fn remove(self) -> Result<(), EbpfError> {
+        self.plane.remove()
+    }
+}
+
+fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
+    let mut config = Config {
+        deliver_ifindex: spec.deliver_ifindex,
+        deliver_mac: device::ethernet_address(spec.deliver_ifindex)?,
+        // Told apart from other sessions' marks and from the small ones that people use.
+        mark: (spec.session.0 as u32) | 0x8000_0000,
+        netns_inum: spec.netns_inum,
+        tap_netns_inum: spec.tap.netns_inum,
+        tap_ifindex: spec.tap.ifindex,
+        vm_mac: spec.vm_mac,
+        ..Config::default()
+    };
+    for ingress in &spec.ingress {
+        match ingress {
+            Ingress::Ip { underlay_ifindex, local, remote } => {
+                device::ethernet_address(*underlay_ifindex)?;
+                set_ends(&mut config, local, remote, &spec.vm_addresses)?;
+            }
+            Ingress::Frames { ifindex } => {
+                device::ethernet_address(*ifindex)?;
+                config.frames_ifindex = *ifindex;
+            }
+        }
+    }
+    Ok(config)
+}

@@ -1,0 +1,38 @@
+//! What must be known of network devices, all in the calling thread's namespace.
+
+use std::io;
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_indextoname;
+use nix::sys::socket::SockaddrLike as _;
+
+use super::error::EbpfError;
+
+/// The name of a device.
+pub(super) fn name(ifindex: u32) -> Result<String, EbpfError> {
+    if_indextoname(ifindex)
+        .map(|name| name.to_string_lossy().into_owned())
+        .map_err(|errno| EbpfError::NoDevice { ifindex, source: errno.into() })
+}
+
+/// The hardware address of an Ethernet device.
+pub(super) fn ethernet_address(ifindex: u32) -> Result<[u8; 6], EbpfError> {
+    let name = name(ifindex)?;
+    let all = getifaddrs().map_err(|errno| EbpfError::NoDevice { ifindex, source: errno.into() })?;
+    let link = all
+        .filter(|entry| entry.interface_name == name)
+        .filter_map(|entry| entry.address)
+        .find_map(|address| {
+            (address.family() == Some(nix::sys::socket::AddressFamily::Packet))
+                .then(|| address.as_link_addr().copied())
+                .flatten()
+        })
+        .ok_or_else(|| EbpfError::NoDevice {
+            ifindex,
+            source: io::Error::from(io::ErrorKind::NotFound),
+        })?;
+    match link.addr() {
+        Some(address) if link.hatype() == libc::ARPHRD_ETHER => Ok(address),
+        _ => Err(EbpfError::NotEthernet { name }),
+    }
+}

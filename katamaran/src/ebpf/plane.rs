@@ -1,0 +1,173 @@
+//! What both roles have in common: load, configure, attach, pin; and all of it backwards.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use aya::programs::SchedClassifier;
+use katamaran_common::layout::{Config, MAX_ADDRESSES};
+use katamaran_common::names;
+
+use crate::session_id::SessionId;
+
+use super::attach::{AttachMode, AttachPreference, Attachments, Direction};
+use super::bpffs::{PinDirectory, Role};
+use super::counters::CounterMaps;
+use super::drops::{DropMap, PacketDrop};
+use super::error::EbpfError;
+use super::object::{self, Slot};
+use super::tunnel::map_key;
+use super::witness::{Witness, WitnessMissing};
+
+/// A TC program and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    program: &'static str,
+    ifindex: u32,
+    direction: Direction,
+    preference: AttachPreference,
+}
+
+impl Hook {
+    pub(super) fn new(
+        program: &'static str,
+        ifindex: u32,
+        direction: Direction,
+        preference: AttachPreference,
+    ) -> Self {
+        Self { program, ifindex, direction, preference }
+    }
+}
+
+/// Programs in the kernel, attached and pinned.
+pub(super) struct Plane {
+    attachments: Attachments,
+    pins: PinDirectory,
+    counters: Mutex<CounterMaps>,
+    drops: DropMap,
+    witness: Result<Witness, WitnessMissing>,
+    /// Keeps the programs loaded.
+    _ebpf: Ebpf,
+}
+
+impl Plane {
+    /// Puts everything in place. Order: maps, pins, tracepoints, hooks, so that whatever a hook lets
+    /// pass is already being watched.
+    pub(super) fn arm<T>(
+        session: SessionId,
+        role: Role,
+        mut config: Config,
+        addresses: &[IpAddr],
+        hooks: &[Hook],
+        prepare: impl FnOnce(&mut Ebpf) -> Result<T, EbpfError>,
+    ) -> Result<(Self, T), EbpfError> {
+        let witness = Witness::of_kernel();
+        if let Ok(witness) = &witness {
+            config.offsets = witness.offsets;
+        }
+        let mut ebpf = object::load()?;
+        write_config(&mut ebpf, config)?;
+        write_addresses(&mut ebpf, addresses)?;
+        let prepared = prepare(&mut ebpf)?;
+        let counters = CounterMaps::take(&mut ebpf)?;
+        let drops = DropMap::take(&mut ebpf)?;
+
+        let pins = PinDirectory::claim(session, role)?;
+        let mut attachments = Attachments::default();
+        let witness = match witness {
+            Ok(witness) => match Witness::attach(&mut ebpf, &mut attachments, &pins) {
+                Ok(()) => Ok(witness),
+                Err(error) => {
+                    attachments.remove_or_warn();
+                    Err(WitnessMissing::Tracepoint(Box::new(error)))
+                }
+            },
+            Err(error) => Err(error.into()),
+        };
+        if let Err(missing) = &witness {
+            tracing::warn!(error = missing as &dyn std::error::Error, "drops can't be witnessed");
+        }
+        if let Err(error) = attach_hooks(&mut ebpf, &mut attachments, &pins, hooks) {
+            attachments.remove_or_warn();
+            if let Err(second) = pins.remove() {
+                tracing::warn!(error = &second as &dyn std::error::Error, "could not unpin");
+            }
+            return Err(error);
+        }
+        let counters = Mutex::new(counters);
+        Ok((Self { attachments, pins, counters, drops, witness, _ebpf: ebpf }, prepared))
+    }
+
+    pub(super) fn counters(&self) -> MutexGuard<'_, CounterMaps> {
+        // Nothing in there can be left half done.
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn forget_first_redirected(&self) -> Result<(), EbpfError> {
+        self.counters().forget_first_redirected()
+    }
+
+    pub(super) fn is_witnessed(&self) -> bool {
+        self.witness.is_ok()
+    }
+
+    pub(super) fn witness_missing(&self) -> Option<&WitnessMissing> {
+        self.witness.as_ref().err()
+    }
+
+    pub(super) fn drops(&self) -> Result<Option<Vec<PacketDrop>>, EbpfError> {
+        self.witness.as_ref().ok().map(|witness| self.drops.read(&witness.reasons)).transpose()
+    }
+
+    pub(super) fn attach_mode(&self) -> AttachMode {
+        self.attachments.mode().unwrap_or(AttachMode::Tcx)
+    }
+
+    /// Takes everything off; goes on after a failure and returns the first.
+    pub(super) fn remove(mut self) -> Result<(), EbpfError> {
+        let detached = self.attachments.remove();
+        detached.and(self.pins.remove())
+    }
+}
+
+fn attach_hooks(
+    ebpf: &mut Ebpf,
+    attachments: &mut Attachments,
+    pins: &PinDirectory,
+    hooks: &[Hook],
+) -> Result<(), EbpfError> {
+    let mut loaded = Vec::new();
+    for hook in hooks {
+        let program = hook.program;
+        if !loaded.contains(&program) {
+            object::program::<SchedClassifier>(ebpf, program)?
+                .load()
+                .map_err(|source| EbpfError::LoadProgram { program, source: Box::new(source) })?;
+            loaded.push(program);
+        }
+        let Hook { ifindex, direction, preference, .. } = *hook;
+        attachments.classifier(ebpf, program, ifindex, direction, preference, pins.path())?;
+    }
+    Ok(())
+}
+
+fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
+    let map = names::MAP_CONFIG;
+    let mut slot: Slot<Config> = object::map(ebpf, map)?;
+    slot.set(0, config, 0).map_err(|source| EbpfError::Map { operation: "write", map, source })
+}
+
+fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfError> {
+    let limit = MAX_ADDRESSES;
+    if addresses.is_empty() || addresses.len() > limit as usize {
+        return Err(EbpfError::AddressCount { count: addresses.len(), limit });
+    }
+    let map = names::MAP_ADDRESSES;
+    let mut keys: HashMap<MapData, [u8; 16], u32> = object::map(ebpf, map)?;
+    for address in addresses {
+        keys.insert(map_key(*address), 1, 0)
+            .map_err(|source| EbpfError::Map { operation: "write", map, source })?;
+    }
+    Ok(())
+}
