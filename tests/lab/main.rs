@@ -145,14 +145,7 @@ fn traffic_between_lab_and_echo_is_perfect() {
 fn packets_that_a_filter_drops_are_counted_as_lost() {
     require!(Root);
     let lab = empty_lab();
-    let fabric = &lab.network().fabric;
-    for rule in [
-        "add table ip lossy",
-        "add chain ip lossy forward { type filter hook forward priority 0; }",
-        "add rule ip lossy forward ip dscp 0x2e drop",
-    ] {
-        fabric.command("nft", &[rule]).unwrap();
-    }
+    lab.drop_in_fabric("ip dscp 0x2e").unwrap();
     let _echo = echo_in(&lab.network().a);
     let mark = Some(Mark {
         every: 10,

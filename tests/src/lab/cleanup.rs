@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::netns::run_command;
+use super::process::end_polite_processes;
 
+/// How long processes that are told to end may clean up.
+const POLITE_DEADLINE: Duration = Duration::from_secs(15);
 /// Where labs keep their sockets and logs.
 const RUN_DIR: &str = "/run/katamaran-lab";
 
@@ -103,6 +107,7 @@ pub fn remove_labs_on_signals() -> Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).context("block signals")?;
     thread::spawn(move || {
         if signals.wait().is_ok() {
+            end_polite_processes(Instant::now() + POLITE_DEADLINE);
             let labs = LABS.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for lab in labs {
                 lab.remove();

@@ -190,6 +190,35 @@ impl Lab {
         self.network.route_guest_to(Node::B)
     }
 
+    /// Drops what matches an nftables expression on its way through the fabric, such as
+    /// `tcp dport 7482` or `meta l4proto 4 numgen inc mod 100 == 0`.
+    ///
+    /// # Errors
+    ///
+    /// When `nft` does not take the expression.
+    pub fn drop_in_fabric(&self, expression: &str) -> Result<()> {
+        for command in [
+            "add table inet lossy",
+            "add chain inet lossy forward { type filter hook forward priority 0; }",
+            &format!("add rule inet lossy forward {expression} counter drop"),
+        ] {
+            self.network.fabric.command("nft", &[command])?;
+        }
+        Ok(())
+    }
+
+    /// Ends all of [`Lab::drop_in_fabric`].
+    ///
+    /// # Errors
+    ///
+    /// When `nft` fails, for one because nothing was dropped.
+    pub fn heal_fabric(&self) -> Result<()> {
+        self.network
+            .fabric
+            .command("nft", &["delete table inet lossy"])
+            .map(drop)
+    }
+
     /// Sends one datagram from the client, again and again, until something comes back.
     fn ask(&self, to: SocketAddr, request: &[u8], deadline: Instant) -> Result<String> {
         self.network.client.run(|| {

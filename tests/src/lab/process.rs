@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::unistd::{Pid, getppid};
 
 use super::netns::Netns;
@@ -157,6 +157,47 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Processes that clean up after themselves when they are told to end.
+static POLITE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+impl Process {
+    /// Has a signal to the lab's program passed on to this process, with time to clean up.
+    pub fn end_politely(&self) {
+        POLITE
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.pid());
+    }
+}
+
+/// Tells polite processes to end and waits for that, at most until `deadline`.
+pub(crate) fn end_polite_processes(deadline: Instant) {
+    let mut pids = POLITE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    pids.retain(|pid| is_running_child(*pid));
+    for pid in &pids {
+        if let Ok(pid) = i32::try_from(*pid) {
+            // It may have ended just now.
+            kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+        }
+    }
+    while Instant::now() < deadline && pids.iter().any(|pid| is_running_child(*pid)) {
+        thread::sleep(POLL);
+    }
+}
+
+/// Whether a process is ours and has not ended: a pid in a list may be somebody else's by now.
+fn is_running_child(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let (state, parent) = (fields.next(), fields.next());
+    state.is_some_and(|state| !matches!(state, "" | "Z" | "X"))
+        && parent.and_then(|parent| parent.parse().ok()) == Some(std::process::id())
 }
 
 type Request = (Command, Sender<io::Result<Child>>);

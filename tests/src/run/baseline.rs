@@ -119,6 +119,7 @@ pub fn run_baseline(kind: Baseline, options: &BaselineOptions) -> Result<Migrati
         .to_owned(),
         client,
         silence,
+        leaks: Vec::new(),
         downtime_ms: timeline.downtime_ms(),
         qemu_downtime_ms: state["downtime"].as_f64(),
         stop_ns: timeline.stop_ns,

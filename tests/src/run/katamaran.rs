@@ -12,11 +12,16 @@ use nix::sys::signal::Signal;
 use super::result::{MigrationRun, SideResult};
 use super::stage::{Stage, StageOptions, Storage, Timeline};
 use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, TAP};
+use crate::leak::{Scope, Snapshot};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a katamaran that is told to end may clean up.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long one side may go on alone before it is told to end.
+const ABANDONED_AFTER: Duration = Duration::from_secs(20);
+/// How long the kernel may take to free what katamaran had.
+const LEAK_DEADLINE: Duration = Duration::from_secs(5);
 /// One look at both QEMUs.
 const WATCH: Duration = Duration::from_millis(4);
 
@@ -54,6 +59,8 @@ pub struct MigrationOptions {
     pub converge_after: Duration,
     /// The whole migration, linger included.
     pub deadline: Duration,
+    /// What is looked at for leaks, if anything.
+    pub leaks: Option<Scope>,
     /// More flags for the source.
     pub source_args: Vec<String>,
     /// More flags for the destination.
@@ -66,6 +73,7 @@ impl Default for MigrationOptions {
             stage: StageOptions::default(),
             converge_after: Duration::from_millis(500),
             deadline: Duration::from_secs(120),
+            leaks: Some(Scope::NamespacesOnly),
             source_args: Vec::new(),
             dest_args: Vec::new(),
         }
@@ -124,6 +132,7 @@ impl KatamaranProcess {
             .stderr(create(&stderr)?);
         let name = format!("katamaran {}", role.name());
         let process = Process::spawn(&name, command, Some(netns))?;
+        process.end_politely();
         Ok(Self {
             process,
             stdout,
@@ -135,6 +144,15 @@ impl KatamaranProcess {
     /// The process itself.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Whether it has not ended yet.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be waited for.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.process.try_wait()?.is_none())
     }
 
     /// What it has written to standard error so far.
@@ -216,12 +234,29 @@ impl Drop for KatamaranProcess {
 /// When the stage can't be set, or a katamaran still runs at the deadline.
 pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
     let mut stage = Stage::set(options.stage.clone())?;
+    let before = match options.leaks {
+        Some(scope) => Some(Snapshot::take(scope, stage.nodes())?),
+        None => None,
+    };
     let started = Instant::now();
     let mut dest = KatamaranProcess::start(&stage, Role::Dest, &options.dest_args)?;
     dest.wait_until_listening(&stage, port(&options.dest_args))?;
     let mut source = KatamaranProcess::start(&stage, Role::Source, &options.source_args)?;
     let mut timeline = Timeline::default();
-    while source.process.try_wait()?.is_none() || dest.process.try_wait()?.is_none() {
+    let mut alone_since = None;
+    loop {
+        let (source_runs, dest_runs) = (source.runs()?, dest.runs()?);
+        if !source_runs && !dest_runs {
+            break;
+        }
+        if source_runs != dest_runs {
+            let since = *alone_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > ABANDONED_AFTER {
+                let left = if source_runs { &mut source } else { &mut dest };
+                // It may have ended just now; if not, it cleans up and does.
+                left.process.signal(Signal::SIGTERM).ok();
+            }
+        }
         stage.watch(&mut timeline, WATCH, options.converge_after)?;
         if started.elapsed() > options.deadline {
             bail!(
@@ -236,11 +271,16 @@ pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
     // The last look, also for a route that is not due yet.
     stage.watch(&mut timeline, WATCH, Duration::ZERO)?;
     let (source, dest) = (source.result()?, dest.result()?);
+    let leaks = match (&before, options.leaks) {
+        (Some(before), Some(scope)) => leaks(&stage, before, scope)?,
+        _ => Vec::new(),
+    };
     let (client, silence) = stage.finish_traffic()?;
     Ok(MigrationRun {
         kind: "katamaran".to_owned(),
         client,
         silence,
+        leaks,
         downtime_ms: timeline.downtime_ms(),
         qemu_downtime_ms: source
             .report
@@ -253,6 +293,20 @@ pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
         source: Some(source),
         dest: Some(dest),
     })
+}
+
+/// What is there now on the nodes that was not there before, or the other way round.
+fn leaks(stage: &Stage, before: &Snapshot, scope: Scope) -> Result<Vec<String>> {
+    let deadline = Instant::now() + LEAK_DEADLINE;
+    loop {
+        let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);
+        // V's QEMU on A may end with the migration.
+        diff.retain(|line| !line.starts_with("- process"));
+        if diff.is_empty() || Instant::now() >= deadline {
+            return Ok(diff);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The port among the flags, or the default one.

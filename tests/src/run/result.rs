@@ -76,6 +76,8 @@ pub struct MigrationRun {
     pub total_ms: f64,
     /// When the traffic did not come back: what both QEMUs and the guest's console say.
     pub silence: Option<String>,
+    /// What katamaran left behind on the nodes, if that was looked at.
+    pub leaks: Vec<String>,
     /// katamaran on A; none for a baseline.
     pub source: Option<SideResult>,
     /// katamaran on B; none for a baseline.
@@ -123,6 +125,9 @@ impl MigrationRun {
                     line.push_str(&format!(" {name}_verdict={verdict}"));
                 }
             }
+        }
+        if self.source.is_some() {
+            line.push_str(&format!(" leaks={}", self.leaks.len()));
         }
         line
     }

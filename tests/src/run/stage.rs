@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::result::ClientResult;
-use crate::lab::{Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Node, QemuVersion, Qmp, Start};
+use crate::lab::{
+    Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
+};
 use crate::traffic::{Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
@@ -214,6 +216,12 @@ impl Stage {
             lab,
             options,
         })
+    }
+
+    /// The namespaces of both nodes.
+    #[must_use]
+    pub fn nodes(&self) -> [&Netns; 2] {
+        [&self.lab.network().a, &self.lab.network().b]
     }
 
     /// Takes note of what the two QEMUs report for the next `wait`, and moves the fabric's route
