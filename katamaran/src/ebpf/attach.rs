@@ -70,8 +70,16 @@ impl Direction {
 
 #[derive(Debug)]
 enum Held {
-    Link { program: &'static str, link: PinnedLink },
-    Filter { program: &'static str, filter: SchedClassifierLink, pin: PathBuf, clsact_of: Option<u32> },
+    Link {
+        program: &'static str,
+        link: PinnedLink,
+    },
+    Filter {
+        program: &'static str,
+        filter: SchedClassifierLink,
+        pin: PathBuf,
+        clsact_of: Option<u32>,
+    },
 }
 
 /// All that is attached, in order; taken off in reverse.
@@ -99,7 +107,11 @@ impl Attachments {
     ) -> Result<(), EbpfError> {
         let interface = device::name(ifindex)?;
         let hook = format!("{interface} {}", direction.name());
-        let failed = |source| EbpfError::Attach { program, hook: hook.clone(), source: Box::new(source) };
+        let failed = |source| EbpfError::Attach {
+            program,
+            hook: hook.clone(),
+            source: Box::new(source),
+        };
         let mode = preference.mode();
         let mut clsact_of = None;
         let options = match mode {
@@ -110,7 +122,10 @@ impl Attachments {
                     Err(error) if already_there(&error) => {}
                     Err(error) => return Err(failed(error.into())),
                 }
-                TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: 1,
+                    ..NlOptions::default()
+                })
             }
         };
         let classifier: &mut SchedClassifier = object::program(ebpf, program)?;
@@ -121,7 +136,9 @@ impl Attachments {
         self.mode = Some(mode);
         if mode == AttachMode::Tcx {
             let link = FdLink::try_from(link).map_err(|error| {
-                failed(ProgramError::IOError(std::io::Error::other(error.to_string())))
+                failed(ProgramError::IOError(std::io::Error::other(
+                    error.to_string(),
+                )))
             })?;
             return self.pin(program, link, &pins.join(format!("{program}_{ifindex}")));
         }
@@ -131,7 +148,12 @@ impl Attachments {
             path: pin.clone(),
             source: Box::new(error),
         })?;
-        self.held.push(Held::Filter { program, filter: link, pin, clsact_of });
+        self.held.push(Held::Filter {
+            program,
+            filter: link,
+            pin,
+            clsact_of,
+        });
         Ok(())
     }
 
@@ -144,16 +166,22 @@ impl Attachments {
         pins: &Path,
     ) -> Result<(), EbpfError> {
         let raw: &mut RawTracePoint = object::program(ebpf, program)?;
-        let link = raw.attach(tracepoint).and_then(|id| raw.take_link(id)).map_err(|source| {
-            EbpfError::Attach { program, hook: tracepoint.to_owned(), source: Box::new(source) }
-        })?;
+        let link = raw
+            .attach(tracepoint)
+            .and_then(|id| raw.take_link(id))
+            .map_err(|source| EbpfError::Attach {
+                program,
+                hook: tracepoint.to_owned(),
+                source: Box::new(source),
+            })?;
         self.pin(program, link.into(), &pins.join(program))
     }
 
     fn pin(&mut self, program: &'static str, link: FdLink, path: &Path) -> Result<(), EbpfError> {
-        let link = link
-            .pin(path)
-            .map_err(|error| EbpfError::Pin { path: path.to_owned(), source: Box::new(error) })?;
+        let link = link.pin(path).map_err(|error| EbpfError::Pin {
+            path: path.to_owned(),
+            source: Box::new(error),
+        })?;
         self.held.push(Held::Link { program, link });
         Ok(())
     }
@@ -189,11 +217,17 @@ impl Held {
                 })?);
                 Ok(())
             }
-            Self::Filter { program, filter, pin, clsact_of } => {
+            Self::Filter {
+                program,
+                filter,
+                pin,
+                clsact_of,
+            } => {
                 use aya::programs::Link as _;
-                filter
-                    .detach()
-                    .map_err(|source| EbpfError::Detach { program, source: Box::new(source) })?;
+                filter.detach().map_err(|source| EbpfError::Detach {
+                    program,
+                    source: Box::new(source),
+                })?;
                 std::fs::remove_file(&pin).map_err(|source| EbpfError::Bpffs {
                     operation: "remove",
                     path: pin,
@@ -214,8 +248,11 @@ fn already_there(error: &TcError) -> bool {
 }
 
 fn remove_clsact(ifindex: u32) -> Result<(), EbpfError> {
-    netlink::remove_unused_clsact(ifindex)
-        .map_err(|source| EbpfError::Clsact { operation: "remove", ifindex, source })
+    netlink::remove_unused_clsact(ifindex).map_err(|source| EbpfError::Clsact {
+        operation: "remove",
+        ifindex,
+        source,
+    })
 }
 
 fn filter_pin(program: &str, ifindex: u32, direction: Direction, created: bool) -> String {
@@ -228,15 +265,26 @@ fn filter_pin(program: &str, ifindex: u32, direction: Direction, created: bool) 
 /// TCX links and tracepoints need nothing: they go with their pin. A filter is looked for in the
 /// calling thread's namespace; a device that is gone took its filters along.
 pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
-    let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = pin
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let parts: Vec<&str> = name.split('-').collect();
-    let ["filter", program, ifindex, direction, clsact] = parts[..] else { return Ok(()) };
-    let Some((ifindex, interface)) =
-        ifindex.parse().ok().and_then(|index| Some((index, device::name(index).ok()?)))
+    let ["filter", program, ifindex, direction, clsact] = parts[..] else {
+        return Ok(());
+    };
+    let Some((ifindex, interface)) = ifindex
+        .parse()
+        .ok()
+        .and_then(|index| Some((index, device::name(index).ok()?)))
     else {
         return Ok(());
     };
-    let direction = if direction == "ingress" { Direction::Ingress } else { Direction::Egress };
+    let direction = if direction == "ingress" {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    };
     match tc::qdisc_detach_program(&interface, direction.attach_type(), program) {
         Ok(()) => {}
         Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -248,5 +296,9 @@ pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
             });
         }
     }
-    if clsact == "own" { remove_clsact(ifindex) } else { Ok(()) }
+    if clsact == "own" {
+        remove_clsact(ifindex)
+    } else {
+        Ok(())
+    }
 }

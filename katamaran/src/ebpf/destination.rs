@@ -87,15 +87,26 @@ impl DestinationDataplane {
     pub fn arm(spec: &DestinationSpec) -> Result<Self, EbpfError> {
         object::object_state()?;
         let config = config(spec)?;
-        let tap =
-            Hook::new(names::PROGRAM_TAP, spec.deliver_ifindex, Direction::Egress, spec.attach);
+        let tap = Hook::new(
+            names::PROGRAM_TAP,
+            spec.deliver_ifindex,
+            Direction::Egress,
+            spec.attach,
+        );
         let mut hooks = vec![tap];
         hooks.extend(spec.ingress.iter().map(|ingress| {
             let ifindex = match ingress {
-                Ingress::Ip { underlay_ifindex, .. } => *underlay_ifindex,
+                Ingress::Ip {
+                    underlay_ifindex, ..
+                } => *underlay_ifindex,
                 Ingress::Frames { ifindex } => *ifindex,
             };
-            Hook::new(names::PROGRAM_DELIVER, ifindex, Direction::Ingress, spec.attach)
+            Hook::new(
+                names::PROGRAM_DELIVER,
+                ifindex,
+                Direction::Ingress,
+                spec.attach,
+            )
         }));
         let (plane, ()) = Plane::arm(
             spec.session,
@@ -166,7 +177,11 @@ fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     };
     for ingress in &spec.ingress {
         match ingress {
-            Ingress::Ip { underlay_ifindex, local, remote } => {
+            Ingress::Ip {
+                underlay_ifindex,
+                local,
+                remote,
+            } => {
                 device::ethernet_address(*underlay_ifindex)?;
                 set_ends(&mut config, local, remote, &spec.vm_addresses)?;
             }

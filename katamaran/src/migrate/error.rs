@@ -85,6 +85,10 @@ pub enum MigrateError {
     },
     #[error("the VM is {0}, not running: only a running VM is migrated")]
     NotRunning(String),
+    #[error(
+        "somebody else stopped the VM (QEMU says {0}) while it was copied; it is left as it is"
+    )]
+    StoppedByOthers(String),
     #[error("interrupted")]
     Interrupted,
 }
@@ -101,6 +105,10 @@ impl MigrateError {
                 | Self::Listen { .. }
                 | Self::Discover(_)
                 | Self::NotRunning(_)
+                | Self::Ebpf {
+                    source: EbpfError::ObjectNotBuilt | EbpfError::ObjectStale { .. },
+                    ..
+                }
         )
     }
 }

@@ -15,13 +15,13 @@ use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::source::{drop_records, inject};
-use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock, restore_ring};
+use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock};
 use crate::net::NetNs;
 use crate::net::link::MacAddr;
 use crate::net::names::Role as LinkRole;
 use crate::net::packet::FrameInjector;
 use crate::net::qdisc::PlugQdisc;
-use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 use crate::session_id::SessionId;
 
@@ -79,12 +79,37 @@ impl HookCounts for Hooks {
     }
 }
 
+/// What holds packets: the plug, or the ring alone.
+#[derive(Debug)]
+struct Holding {
+    raised: RaisedQueue,
+    plug: Option<PlugQdisc>,
+}
+
+impl Holding {
+    /// No VM runs behind the tap, so nothing is lost by it.
+    async fn undo(self) -> Result<(), String> {
+        let unplugged = match self.plug {
+            Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
+            None => Ok(()),
+        };
+        unplugged.and(restore(self.raised).await)
+    }
+}
+
+async fn restore(raised: RaisedQueue) -> Result<(), String> {
+    match RingEmpty::by_count(0) {
+        Some(empty) => raised.restore(empty).await.map_err(|e| chain(&e)),
+        None => Ok(()),
+    }
+}
+
 /// Everything between the wire and the VM's tap.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     hooks: Option<Hooks>,
     watch: SharedWatch,
-    plug: Option<Arc<tokio::sync::Mutex<Option<PlugQdisc>>>>,
+    holding: Arc<tokio::sync::Mutex<Option<Holding>>>,
     injector: FrameInjector,
     tap: u32,
     pub(crate) buffer: Buffer,
@@ -104,6 +129,20 @@ impl Delivery {
             .await
             .doing("lengthen the tap's ring")?;
         let slots = raised.capacity();
+        let holding = Arc::new(tokio::sync::Mutex::new(Some(Holding {
+            raised,
+            plug: None,
+        })));
+        let undo_holding = holding.clone();
+        undo.on_abort(
+            "plug and ring of the destination's tap",
+            move || async move {
+                match undo_holding.lock().await.take() {
+                    Some(holding) => holding.undo().await,
+                    None => Ok(()),
+                }
+            },
+        );
         let counters = TapCounters::open(&node.tap_netns, tap).doing("read the tap's counters")?;
         let watch: SharedWatch = Arc::new(Mutex::new(TapWatch::new(counters)));
         // A QEMU that does not run yet takes one packet out of its tap. Let it be one that nobody misses.
@@ -117,31 +156,22 @@ impl Delivery {
             Tunnel::None => None,
             Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(node, session, vm, arm, undo).await?),
         };
-        let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
-        undo.cleanup("length of the destination tap's ring", move || {
-            restore_ring(raised, undo_watch, undo_hooks)
-        });
         let limit_bytes = u32::try_from(arm.downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS))
             .unwrap_or(u32::MAX);
-        let (plug, buffer) = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
+        let buffer = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
             Ok(plug) => {
-                let plug = Arc::new(tokio::sync::Mutex::new(Some(plug)));
-                let undo_plug = plug.clone();
-                undo.cleanup("plug on the destination's tap", move || async move {
-                    match undo_plug.lock().await.take() {
-                        Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
-                        None => Ok(()),
-                    }
-                });
-                (Some(plug), Buffer::Plug { limit_bytes })
+                if let Some(holding) = holding.lock().await.as_mut() {
+                    holding.plug = Some(plug);
+                }
+                Buffer::Plug { limit_bytes }
             }
-            Err(error) if error.unsupported() => (None, Buffer::TapRing { slots }),
+            Err(error) if error.unsupported() => Buffer::TapRing { slots },
             Err(error) => return Err(error).doing("install the plug"),
         };
         let delivery = Self {
             hooks,
             watch,
-            plug,
+            holding,
             injector,
             tap,
             buffer,
@@ -169,8 +199,12 @@ impl Delivery {
                 tap.name
             )));
         }
-        if let Some(plug) = &self.plug
-            && let Some(plug) = plug.lock().await.as_ref()
+        if let Some(plug) = self
+            .holding
+            .lock()
+            .await
+            .as_ref()
+            .and_then(|h| h.plug.as_ref())
         {
             plug.check_live()
                 .await
@@ -182,8 +216,12 @@ impl Delivery {
 
     /// Lets the held packets go, in order.
     pub(crate) async fn release(&self) -> Result<(), MigrateError> {
-        if let Some(plug) = &self.plug
-            && let Some(plug) = plug.lock().await.as_ref()
+        if let Some(plug) = self
+            .holding
+            .lock()
+            .await
+            .as_ref()
+            .and_then(|h| h.plug.as_ref())
         {
             plug.release_indefinite()
                 .await
@@ -195,6 +233,19 @@ impl Delivery {
     /// D1 so far, in packets.
     pub(crate) fn arrived_through_tunnel(&self) -> Option<u64> {
         self.hooks.as_ref()?.counters().map(|c| c.d1.packets)
+    }
+
+    /// The VM runs here: plug and ring stay as they are, open and long. Taking either away under traffic
+    /// puts the device on the kernel's "noop" qdisc for milliseconds, which drops what arrives.
+    pub(crate) async fn keep(&self) -> Result<(), MigrateError> {
+        let Some(holding) = self.holding.lock().await.take() else {
+            return Ok(());
+        };
+        holding.raised.keep();
+        match holding.plug {
+            Some(plug) => plug.keep().await.doing("leave the plug open"),
+            None => Ok(()),
+        }
     }
 
     /// Puts recovered packets into the tap, past the plug: they are older than what it holds.

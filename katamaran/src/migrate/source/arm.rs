@@ -2,6 +2,7 @@
 //! nothing changes for the VM's packets but that they are counted.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::deadline;
@@ -9,23 +10,25 @@ use crate::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocat
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
-use crate::migrate::tap_watch::{TapWatch, restore_ring};
+use crate::migrate::tap_watch::TapWatch;
 use crate::net::names::Role as LinkRole;
-use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 
 use super::Run;
 use super::hooks::Hooks;
 use super::prepare::Prepared;
 
-/// The source's tap must hold what arrives between an unforeseen stop and the flip.
-const SOURCE_RING: u32 = 16_384;
+/// Transmit queue of the tunnel device, in packets.
+const TUNNEL_QUEUE: u32 = 16_384;
 
 /// Both data paths stand; packets are being counted.
 pub(crate) struct Armed {
     pub(crate) prepared: Prepared,
     pub(crate) hooks: Option<Hooks>,
     pub(crate) watch: Arc<Mutex<TapWatch>>,
+    /// We have told QEMU to stop the VM.
+    pub(crate) stopped: Arc<AtomicBool>,
 }
 
 pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
@@ -64,22 +67,11 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         .doing("read the tap's counters")?;
     let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
 
-    let raised = RaisedQueue::raise(
-        &prepared.node.tap_netlink,
-        prepared.node.tap.index,
-        SOURCE_RING,
-    )
-    .await
-    .doing("lengthen the tap's ring")?;
-    let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
-    run.undo
-        .cleanup("length of the source tap's ring", move || {
-            restore_ring(raised, undo_watch, undo_hooks)
-        });
     Ok(Armed {
         prepared,
         hooks,
         watch,
+        stopped: Arc::new(AtomicBool::new(false)),
     })
 }
 
@@ -94,7 +86,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
                 remote: underlay.peer,
                 port,
                 vm_mtu: prepared.node.tap.mtu,
-                txqlen: SOURCE_RING,
+                txqlen: TUNNEL_QUEUE,
             };
             let device = Vxlan::create(&prepared.node.netlink, &spec)
                 .await

@@ -3,6 +3,7 @@
 //! Order is everything here. The redirect stands *before* the VM stops, and the VM stops only once
 //! QEMU has read every packet that was passed to it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
@@ -20,7 +21,7 @@ use super::Run;
 use super::arm::Armed;
 use super::finish::{Committed, Running};
 use super::peer::bad_news;
-use super::precopy::{Ready, observe_tap};
+use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
 
 /// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
@@ -66,14 +67,11 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     // While we asked, QEMU may have stopped the VM after all (its stream is held, so it can't have
     // got far, but it can have decided).
     if ready.stopped_first.is_none() {
-        while let Some(event) = ready.armed.prepared.node.events.try_recv() {
-            if event.name == EventName::Stop {
-                ready.stopped_first = Some(event);
-            }
-        }
+        ready.stopped_first = take_stop(&mut ready.armed);
     }
     let moments = match ready.stopped_first.take() {
         Some(event) => {
+            must_be_switching_over(&ready.armed).await?;
             run.report.cutover.qemu_stopped_first = true;
             tracing::warn!(
                 "QEMU stopped the VM before the redirect was in place: recovering its packets"
@@ -102,6 +100,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     };
     run.report.cutover.flip_write_us = flip_time.map(write_us);
     let drained = drain(armed).await;
+    armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
     armed
         .prepared

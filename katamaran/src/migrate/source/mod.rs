@@ -75,8 +75,12 @@ pub async fn run(config: SourceConfig, bars: MultiProgress, stop: CancellationTo
 
 async fn until_commit(run: &mut Run) -> Result<finish::Committed, MigrateError> {
     run.progress.begin("prepare");
-    let prepared = prepare::prepare(run).await?;
-    run.check_interrupt()?;
+    let stop = run.stop.clone();
+    let prepared = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(MigrateError::Interrupted),
+        prepared = prepare::prepare(run) => prepared?,
+    };
     run.progress.begin("arm");
     let armed = arm::arm(prepared, run).await?;
     run.check_interrupt()?;

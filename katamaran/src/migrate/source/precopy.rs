@@ -12,6 +12,7 @@ use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{
     Capability, CapabilityState, Migrate, MigrateSetCapabilities, MigrateSetParameters,
     MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateParameters,
+    QueryStatus, RunState,
 };
 use crate::qmp::{Event, EventName};
 use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay, connector};
@@ -183,6 +184,7 @@ async fn converge(
             .doing("ask how far the RAM copy is")?;
         observe_tap(&armed);
         if let Some(event) = take_stop(&mut armed) {
+            must_be_switching_over(&armed).await?;
             return Ok(Ready {
                 armed,
                 governor,
@@ -266,8 +268,23 @@ async fn wait(
     }
 }
 
+/// Not every STOP is QEMU's own: somebody else may have paused the VM.
+pub(crate) async fn must_be_switching_over(armed: &Armed) -> Result<(), MigrateError> {
+    let status = armed
+        .prepared
+        .node
+        .qmp
+        .execute(QueryStatus)
+        .await
+        .doing("ask why the VM stopped")?;
+    match status.status {
+        RunState::FinishMigrate | RunState::Postmigrate => Ok(()),
+        other => Err(MigrateError::StoppedByOthers(other.to_string())),
+    }
+}
+
 /// The STOP event, if QEMU has sent one.
-fn take_stop(armed: &mut Armed) -> Option<Event> {
+pub(crate) fn take_stop(armed: &mut Armed) -> Option<Event> {
     while let Some(event) = armed.prepared.node.events.try_recv() {
         if event.name == EventName::Stop {
             return Some(event);

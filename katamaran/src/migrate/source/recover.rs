@@ -1,6 +1,8 @@
 //! Packets that a stopped VM did not get: recovered at the source when QEMU stopped first, taken
 //! back from the destination when the migration is aborted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::control::FRAME_LIMIT;
@@ -13,7 +15,7 @@ use crate::migrate::tap_watch::{SharedWatch, lock};
 use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
 use crate::net::tapfd::{TapFrame, TapQueues};
 use crate::net::{NetError, NetNs};
-use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus};
+use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunState};
 use crate::qmp::{Event, Qmp};
 
 use super::Run;
@@ -203,6 +205,7 @@ pub(crate) struct GiveBack {
     peer: Peer,
     hooks: Option<Hooks>,
     watch: SharedWatch,
+    stopped: Arc<AtomicBool>,
     tap_netns: NetNs,
     tap: u32,
 }
@@ -215,6 +218,7 @@ impl GiveBack {
             peer: armed.prepared.peer.clone(),
             hooks: armed.hooks.clone(),
             watch: armed.watch.clone(),
+            stopped: armed.stopped.clone(),
             tap_netns: node.tap_netns.clone(),
             tap: node.tap.index,
         }
@@ -294,7 +298,9 @@ impl GiveBack {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
-        if status.running {
+        // A VM that somebody else paused stays paused.
+        let theirs = status.status == RunState::Paused && !self.stopped.load(Ordering::Relaxed);
+        if status.running || theirs {
             return Ok(());
         }
         self.qmp.execute(Cont).await.map_err(|e| chain(&e))?;
