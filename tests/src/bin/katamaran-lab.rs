@@ -150,6 +150,9 @@ impl Scene {
             return print(&serde_json::to_string(run)?);
         }
         print(&run.summary())?;
+        run.leaks
+            .iter()
+            .try_for_each(|leak| print(&format!("  left behind: {leak}")))?;
         run.silence.iter().try_for_each(|silence| print(silence))
     }
 }
