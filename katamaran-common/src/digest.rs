@@ -11,7 +11,7 @@
 //!
 //! Checksums, TTL and ECN are left out: routers and offloads change them.
 
-use crate::packet::{Ip, L4, PacketRead, protocol};
+use crate::packet::{Ip, L4, PacketRead, Step, protocol};
 
 /// Most datagrams in a UDP super-packet (`UDP_MAX_SEGMENTS`; 64 before Linux 6.9).
 pub const UDP_MAX_SEGMENTS: u32 = 128;
@@ -35,26 +35,18 @@ fn finish(state: u64) -> u64 {
 }
 
 #[inline(always)]
-fn word(bytes: &[u8; 16], at: usize) -> u64 {
-    u64::from_be_bytes([
-        bytes[at],
-        bytes[at + 1],
-        bytes[at + 2],
-        bytes[at + 3],
-        bytes[at + 4],
-        bytes[at + 5],
-        bytes[at + 6],
-        bytes[at + 7],
-    ])
+fn pair(first: u32, second: u32) -> u64 {
+    (u32::from_be(first) as u64) << 32 | u32::from_be(second) as u64
 }
 
 /// What the packet adds to the digest. `gso_size` is that of the skb it came in.
 #[inline(always)]
 pub fn contribution<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, gso_size: u32) -> u64 {
-    let mut base = absorb(MULTIPLIER, word(&ip.source, 0));
-    base = absorb(base, word(&ip.source, 8));
-    base = absorb(base, word(&ip.destination, 0));
-    base = absorb(base, word(&ip.destination, 8));
+    let (from, to) = (&ip.source.words, &ip.destination.words);
+    let mut base = absorb(MULTIPLIER, pair(from[0], from[1]));
+    base = absorb(base, pair(from[2], from[3]));
+    base = absorb(base, pair(to[0], to[1]));
+    base = absorb(base, pair(to[2], to[3]));
     base = absorb(base, (u64::from(l4.ports) << 8) | u64::from(ip.protocol));
 
     if ip.protocol == protocol::TCP && l4.header != 0 && l4.payload != 0 {
@@ -75,22 +67,48 @@ fn point(flow: u64, sequence: u32) -> u64 {
 #[inline(always)]
 fn datagrams<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, gso_size: u32, base: u64) -> u64 {
     let headers = ip.headers(l4);
-    let start = ip.offset + headers;
-    let mut sum = 0u64;
-    let mut done = 0u32;
-    let mut id = ip.id;
-    for _ in 0..UDP_MAX_SEGMENTS {
-        if done >= l4.payload {
-            break;
+    let mut state = Datagrams {
+        sum: 0,
+        base,
+        id: ip.id,
+        id_step: if ip.v4 { 1 } else { 0 },
+        headers,
+        start: ip.offset + headers,
+        rest: l4.payload,
+        gso_size,
+    };
+    packet.repeat(UDP_MAX_SEGMENTS, &mut state);
+    state.sum
+}
+
+/// A UDP super-packet on its way through being cut.
+struct Datagrams {
+    sum: u64,
+    base: u64,
+    id: u32,
+    /// Segmentation numbers the IPv4 packets consecutively; IPv6 has no number.
+    id_step: u32,
+    headers: u32,
+    start: u32,
+    rest: u32,
+    gso_size: u32,
+}
+
+impl<R: PacketRead> Step<R> for Datagrams {
+    #[inline(always)]
+    fn step(&mut self, packet: &R) -> bool {
+        if self.rest == 0 {
+            return false;
         }
-        let rest = l4.payload - done;
-        let size = if rest < gso_size { rest } else { gso_size };
-        sum = sum.wrapping_add(datagram(packet, base, id, headers + size, start + done, size));
-        done += size;
-        // Segmentation numbers the IPv4 packets consecutively; IPv6 has no number.
-        id = if ip.v4 { (id + 1) & 0xffff } else { 0 };
+        let size = if self.rest < self.gso_size { self.rest } else { self.gso_size };
+        let length = self.headers.wrapping_add(size);
+        let contribution = datagram(packet, self.base, self.id, length, self.start, size);
+        self.sum = self.sum.wrapping_add(contribution);
+        self.start = self.start.wrapping_add(size);
+        self.rest -= size;
+        self.id = self.id.wrapping_add(self.id_step) & 0xffff;
+        true
     }
-    sum
 }
 
 #[inline(always)]
@@ -125,8 +143,8 @@ fn whole<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, base: u64) -> u64 {
         return finish(absorb(state, u64::from(l4.control)));
     }
     if ip.protocol == protocol::ICMP || ip.protocol == protocol::ICMPV6 {
-        if let Some(kind) = packet.read::<2>(ip.l4_offset) {
-            state = absorb(state, u64::from(u16::from_be_bytes(kind)));
+        if let Some(kind) = packet.half(ip.l4_offset) {
+            state = absorb(state, u64::from(kind));
         }
         return finish(beginning(packet, state, ip.l4_offset + 4, ip.body().saturating_sub(4)));
     }
@@ -138,40 +156,22 @@ fn whole<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, base: u64) -> u64 {
 }
 
 /// Absorbs the first 16 bytes at `start`, or as many of them as `size` has.
+///
+/// Always reads 16 bytes: where there are fewer, the 16 that end with them, and masks what stands
+/// before (headers, so never outside the packet). A read of variable length would make the BPF verifier
+/// track the exact range of everything the length depends on, through each turn of a loop.
 #[inline(always)]
 fn beginning<R: PacketRead>(packet: &R, state: u64, start: u32, size: u32) -> u64 {
-    let mut state = state;
-    if size >= 16 {
-        if let Some(bytes) = packet.read::<16>(start) {
-            state = absorb(absorb(state, word(&bytes, 0)), word(&bytes, 8));
-        }
-        return state;
+    let at = if size < 16 { start.wrapping_add(size).wrapping_sub(16) } else { start };
+    let words = packet.words::<4>(at).unwrap_or([0; 4]);
+    let (mut first, mut second) = (pair(words[0], words[1]), pair(words[2], words[3]));
+    if size < 16 {
+        first = if size > 8 { first & (u64::MAX >> (8 * (16 - size))) } else { 0 };
     }
-    let mut at = start;
-    if size & 8 != 0 {
-        if let Some(bytes) = packet.read::<8>(at) {
-            state = absorb(state, u64::from_be_bytes(bytes));
-        }
-        at += 8;
+    if size < 8 {
+        second = if size > 0 { second & (u64::MAX >> (8 * (8 - size))) } else { 0 };
     }
-    if size & 4 != 0 {
-        if let Some(bytes) = packet.read::<4>(at) {
-            state = absorb(state, u64::from(u32::from_be_bytes(bytes)));
-        }
-        at += 4;
-    }
-    if size & 2 != 0 {
-        if let Some(bytes) = packet.read::<2>(at) {
-            state = absorb(state, u64::from(u16::from_be_bytes(bytes)));
-        }
-        at += 2;
-    }
-    if size & 1 != 0
-        && let Some([byte]) = packet.read::<1>(at)
-    {
-        state = absorb(state, u64::from(byte));
-    }
-    state
+    absorb(absorb(state, first), second)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 
 use core::mem::size_of;
 
+use crate::packet::Address;
+
 /// What `ktm_source` does with V's packets. Written by user space, read once per packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -59,22 +61,30 @@ pub struct Config {
     pub tap_netns_inum: u32,
     /// The tap, in its namespace.
     pub tap_ifindex: u32,
-    /// V's MAC.
-    pub vm_mac: [u8; 6],
-    /// D: the source MAC of delivered frames.
-    pub deliver_mac: [u8; 6],
-    /// This node's tunnel end, v4.
-    pub local4: [u8; 4],
-    /// The other node's, v4.
-    pub remote4: [u8; 4],
+    /// V's MAC, then the MAC that D's frames to V come from: the start of an Ethernet header.
+    pub deliver_header: [u8; 12],
+    /// This node's tunnel end, v4-mapped.
+    pub local4: Address,
+    /// The other node's, v4-mapped.
+    pub remote4: Address,
     /// This node's tunnel end, v6.
-    pub local6: [u8; 16],
+    pub local6: Address,
     /// The other node's, v6.
-    pub remote6: [u8; 16],
+    pub remote6: Address,
     /// Which of v4 (bit 0) and v6 (bit 1) have tunnel ends.
     pub families: u32,
     /// Where the kernel keeps what the tracepoints read.
     pub offsets: KernelOffsets,
+}
+
+impl Config {
+    /// V's MAC.
+    #[must_use]
+    #[inline(always)]
+    pub fn vm_mac(&self) -> [u8; 6] {
+        let header = &self.deliver_header;
+        [header[0], header[1], header[2], header[3], header[4], header[5]]
+    }
 }
 
 /// Byte offsets inside kernel structures, from the running kernel's BTF.
@@ -166,7 +176,8 @@ pub struct CopySlot {
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == 48);
-const _: () = assert!(size_of::<Config>() == 11 * 4 + 2 * 6 + 2 * 4 + 2 * 16 + 4 + 48);
+const _: () = assert!(size_of::<Config>() == 11 * 4 + 12 + 4 * 16 + 4 + 48);
+const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<Sequence>() == 40);
 const _: () = assert!(size_of::<DropKey>() == 16);
@@ -174,7 +185,7 @@ const _: () = assert!(size_of::<CopySlot>() == 24 + COPY_BYTES);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Config, CopySlot, Count, DropKey, Sequence};
+    use super::{Address, Config, CopySlot, Count, DropKey, Sequence};
 
     macro_rules! pod {
         ($($name:ty),+) => {
@@ -185,5 +196,5 @@ mod pod {
             )+
         };
     }
-    pod!(Config, CopySlot, Count, DropKey, Sequence);
+    pod!(Address, Config, CopySlot, Count, DropKey, Sequence);
 }

@@ -4,15 +4,61 @@
 //! pointer between functions that it would have to prove twice.
 
 /// Where packet bytes come from.
+///
+/// Headers are read as 32-bit words, not bytes: the BPF compiler keeps words in registers, while it
+/// moves arrays of bytes through the stack one by one and overflows its 512 bytes.
 pub trait PacketRead {
-    /// Reads `N` bytes at `offset`, or nothing when the packet ends before them.
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Reads `N` 32-bit words at `offset`, each as it stands in memory (so in network order), or
+    /// nothing when the packet ends before them.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+
+    /// Reads the byte at `offset`.
+    fn byte(&self, offset: u32) -> Option<u8>;
+
+    /// Reads 16 bits at `offset`, in host order.
+    fn half(&self, offset: u32) -> Option<u16>;
+
+    /// Takes steps until one says to stop, at most `times`.
+    ///
+    /// A BPF program overrides it with `bpf_loop`: the verifier walks through a plain loop turn by
+    /// turn, and gives up on one with branches in it.
+    #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S)
+    where
+        Self: Sized,
+    {
+        for _ in 0..times {
+            if !state.step(self) {
+                return;
+            }
+        }
+    }
+}
+
+/// One turn of a loop over a packet.
+pub trait Step<R> {
+    /// Does it; whether to go on.
+    fn step(&mut self, packet: &R) -> bool;
 }
 
 impl PacketRead for &[u8] {
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = usize::try_from(offset).ok()?;
-        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = offset as usize;
+        let bytes = self.get(start..start.checked_add(N * 4)?)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Some(words)
+    }
+
+    fn byte(&self, offset: u32) -> Option<u8> {
+        self.get(offset as usize).copied()
+    }
+
+    fn half(&self, offset: u32) -> Option<u16> {
+        let bytes = self.get(offset as usize..)?.first_chunk::<2>()?;
+        Some(u16::from_be_bytes(*bytes))
     }
 }
 
@@ -56,20 +102,58 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// An IPv4 address as the 16 bytes that it has as a v4-mapped IPv6 address.
-#[must_use]
-#[inline(always)]
-pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+/// An address of either family: IPv4 as the 16 bytes that it has as a v4-mapped IPv6 address.
+///
+/// The words are as they stand in memory, so that it is a map's key as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Address {
+    /// In network order.
+    pub words: [u32; 4],
+}
+
+impl Address {
+    /// The unspecified address of IPv6.
+    pub const UNSPECIFIED: Self = Self { words: [0; 4] };
+
+    /// From an IPv4 address as it stands in memory.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mapped(v4: u32) -> Self {
+        Self { words: [0, 0, 0xffff_u32.to_be(), v4] }
+    }
+
+    /// From the 16 bytes.
+    #[must_use]
+    pub const fn from_bytes(b: [u8; 16]) -> Self {
+        Self {
+            words: [
+                u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+                u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+                u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+                u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+            ],
+        }
+    }
+
+    /// The 16 bytes.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.chunks_exact_mut(4).zip(self.words) {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
+        bytes
+    }
 }
 
 /// What the IP header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ip {
     /// Source, v4-mapped.
-    pub source: [u8; 16],
+    pub source: Address,
     /// Destination, v4-mapped.
-    pub destination: [u8; 16],
+    pub destination: Address,
     /// The L4 protocol, behind any IPv6 extension headers.
     pub protocol: u8,
     /// Identification of IPv4, or of an IPv6 fragment; 0 where there is none.
@@ -78,6 +162,8 @@ pub struct Ip {
     pub fragment: u16,
     /// IPv4?
     pub v4: bool,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
     /// Where the IP header starts.
     pub offset: u32,
     /// Where L4 starts.
@@ -99,7 +185,7 @@ pub struct L4 {
     pub sequence: u32,
     /// TCP acknowledgement.
     pub acknowledged: u32,
-    /// TCP data offset, flags without the two ECN bits, and window.
+    /// TCP data offset, flags without the ECN bits, and window.
     pub control: u32,
 }
 
@@ -121,19 +207,23 @@ pub fn parse_ip<R: PacketRead>(packet: &R, ethertype: u16, offset: u32, room: u3
 
 #[inline(always)]
 fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
-    let header: [u8; 20] = packet.read(offset)?;
-    let header_length = u32::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || header_length < IPV4_LENGTH {
+    let words = packet.words::<5>(offset)?;
+    let first = u32::from_be(words[0]);
+    let second = u32::from_be(words[1]);
+    let third = u32::from_be(words[2]);
+    let header_length = ((first >> 24) & 0x0f) * 4;
+    if first >> 28 != 4 || header_length < IPV4_LENGTH {
         return None;
     }
-    let declared = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    let declared = first & 0xffff;
     Some(Ip {
-        source: mapped([header[12], header[13], header[14], header[15]]),
-        destination: mapped([header[16], header[17], header[18], header[19]]),
-        protocol: header[9],
-        id: u32::from(u16::from_be_bytes([header[4], header[5]])),
-        fragment: u16::from_be_bytes([header[6], header[7]]) & 0x3fff,
+        source: Address::mapped(words[3]),
+        destination: Address::mapped(words[4]),
+        protocol: (third >> 16) as u8,
+        id: second >> 16,
+        fragment: (second & 0x3fff) as u16,
         v4: true,
+        traffic_class: (first >> 16) as u8,
         offset,
         l4_offset: offset + header_length,
         length: if declared == 0 { room } else { declared },
@@ -142,29 +232,33 @@ fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
 
 #[inline(always)]
 fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
-    let header: [u8; 8] = packet.read(offset)?;
-    if header[0] >> 4 != 6 {
+    let words = packet.words::<10>(offset)?;
+    let first = u32::from_be(words[0]);
+    let second = u32::from_be(words[1]);
+    if first >> 28 != 6 {
         return None;
     }
-    let declared = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let declared = second >> 16;
     let mut ip = Ip {
-        source: packet.read(offset + 8)?,
-        destination: packet.read(offset + 24)?,
-        protocol: header[6],
+        source: Address { words: [words[2], words[3], words[4], words[5]] },
+        destination: Address { words: [words[6], words[7], words[8], words[9]] },
+        protocol: (second >> 8) as u8,
         id: 0,
         fragment: 0,
         v4: false,
+        traffic_class: (first >> 20) as u8,
         offset,
         l4_offset: offset + IPV6_LENGTH,
         length: if declared == 0 { room } else { declared + IPV6_LENGTH },
     };
-    // Six extension headers are more than any sane packet has, and a bound the verifier accepts.
-    for _ in 0..6 {
+    // Four extension headers are more than any sane packet has, and a bound the verifier accepts.
+    for _ in 0..4 {
         if ip.protocol == protocol::FRAGMENT {
-            let extension: [u8; 8] = packet.read(ip.l4_offset)?;
-            ip.fragment = u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9;
-            ip.id = u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]);
-            ip.protocol = extension[0];
+            let words = packet.words::<2>(ip.l4_offset)?;
+            let first = u32::from_be(words[0]);
+            ip.fragment = (first & 0xfff9) as u16;
+            ip.id = u32::from_be(words[1]);
+            ip.protocol = (first >> 24) as u8;
             ip.l4_offset += 8;
             if ip.fragment & 0xfff8 != 0 {
                 break;
@@ -173,9 +267,9 @@ fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
             || ip.protocol == protocol::ROUTING
             || ip.protocol == protocol::DESTINATION
         {
-            let extension: [u8; 2] = packet.read(ip.l4_offset)?;
-            ip.protocol = extension[0];
-            ip.l4_offset += (u32::from(extension[1]) + 1) * 8;
+            let extension = packet.half(ip.l4_offset)?;
+            ip.protocol = (extension >> 8) as u8;
+            ip.l4_offset += ((extension as u32 & 0xff) + 1) * 8;
         } else {
             break;
         }
@@ -209,29 +303,31 @@ pub fn parse_l4<R: PacketRead>(packet: &R, ip: &Ip) -> L4 {
         return l4;
     }
     if ip.protocol == protocol::TCP {
-        if let Some(header) = packet.read::<16>(ip.l4_offset) {
-            let length = u32::from(header[12] >> 4) * 4;
+        if let Some(words) = packet.words::<4>(ip.l4_offset) {
+            let control = u32::from_be(words[3]);
+            let length = (control >> 28) * 4;
             if length >= 20 && length <= body {
                 l4.header = length;
                 l4.payload = body - length;
-                l4.ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
-                l4.sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-                l4.acknowledged =
-                    u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-                l4.control =
-                    u32::from_be_bytes([header[12], header[13] & 0x3f, header[14], header[15]]);
+                l4.ports = words[0];
+                l4.sequence = u32::from_be(words[1]);
+                l4.acknowledged = u32::from_be(words[2]);
+                l4.control = control & !TCP_ECN;
             }
         }
     } else if ip.protocol == protocol::UDP
         && body >= 8
-        && let Some(header) = packet.read::<4>(ip.l4_offset)
+        && let Some(words) = packet.words::<1>(ip.l4_offset)
     {
         l4.header = 8;
         l4.payload = body - 8;
-        l4.ports = u32::from_be_bytes(header);
+        l4.ports = words[0];
     }
     l4
 }
+
+/// The bits for ECN (CWR, ECE, AE) beside TCP's flags.
+const TCP_ECN: u32 = 0x01c0_0000;
 
 #[cfg(test)]
 mod tests {
@@ -250,7 +346,8 @@ mod tests {
         bytes[32] = 0x80;
         let packet = &bytes[..];
         let ip = parse_ip(&packet, ETHERTYPE_IPV4, 0, 64).unwrap();
-        assert_eq!(ip.destination, mapped([10, 0, 0, 2]));
+        assert_eq!(ip.destination, Address::mapped(u32::from_ne_bytes([10, 0, 0, 2])));
+        assert_eq!(ip.destination.bytes()[12..], [10, 0, 0, 2]);
         assert_eq!((ip.id, ip.fragment, ip.length, ip.l4_offset), (7, 0, 60, 20));
         let l4 = parse_l4(&packet, &ip);
         assert_eq!((l4.header, l4.payload, l4.sequence), (32, 8, 99));

@@ -1,10 +1,15 @@
 //! The only raw access to packets.
 
+use core::arch::asm;
+use core::ffi::c_void;
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use katamaran_common::packet::PacketRead;
+use katamaran_common::packet::{PacketRead, Step};
 
 /// `BPF_ADJ_ROOM_MAC`: room is made or taken right behind the MAC header.
 const ROOM_MAC: u32 = 1;
@@ -69,20 +74,16 @@ impl Skb {
         unsafe { (*self.context.skb.skb).vlan_present != 0 }
     }
 
-    /// Overwrites bytes; checksums are the caller's business.
+    /// Reads a value as it stands in memory.
     #[inline(always)]
-    pub(crate) fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Option<()> {
-        // SAFETY: the helper checks offset and length against the packet.
-        let result = unsafe {
-            bpf_skb_store_bytes(
-                self.context.skb.skb.cast(),
-                offset,
-                bytes.as_ptr().cast(),
-                N as u32,
-                0,
-            )
-        };
-        (result == 0).then_some(())
+    pub(crate) fn load<T>(&self, offset: u32) -> Option<T> {
+        self.context.load(offset as usize).ok()
+    }
+
+    /// Overwrites bytes with a value as it stands in memory; checksums are the caller's business.
+    #[inline(always)]
+    pub(crate) fn store<T>(&self, offset: u32, value: &T) -> Option<()> {
+        self.context.store(offset as usize, value, 0).ok()
     }
 
     /// Copies `length` bytes from the start of the packet to `target`.
@@ -127,9 +128,52 @@ impl Skb {
     }
 }
 
+/// Hides from the compiler what it knows of a value.
+///
+/// It proves bounds in ways that the verifier can't follow and then leaves the checks out; behind this
+/// it has to keep them.
+#[inline(always)]
+pub(crate) fn opaque(value: u32) -> u32 {
+    let mut value = u64::from(value);
+    // SAFETY: moves a register to itself. (Without any instruction two lines of debug information would
+    // share one, which the kernel refuses.)
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value as u32
+}
+
+/// What `bpf_loop` hands to each turn.
+struct Turns<'a, S> {
+    skb: *mut __sk_buff,
+    state: &'a mut S,
+}
+
+extern "C" fn turn<S: Step<Skb>>(_index: u64, turns: &mut Turns<'_, S>) -> u64 {
+    let skb = Skb::new(TcContext::new(turns.skb));
+    // 1 ends the loop.
+    u64::from(!turns.state.step(&skb))
+}
+
 impl PacketRead for Skb {
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         self.context.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn byte(&self, offset: u32) -> Option<u8> {
+        self.context.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn half(&self, offset: u32) -> Option<u16> {
+        self.context.load::<u16>(offset as usize).ok().map(u16::from_be)
+    }
+
+    #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S) {
+        let mut turns = Turns { skb: self.context.skb.skb, state };
+        let callback = turn::<S> as *const () as *mut c_void;
+        // SAFETY: the callback takes what it is given here, which outlives the call.
+        unsafe { bpf_loop(times, callback, addr_of_mut!(turns).cast(), 0) };
     }
 }

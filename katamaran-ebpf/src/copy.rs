@@ -4,15 +4,15 @@ use core::ptr::{addr_of_mut, write_volatile};
 
 use katamaran_common::layout::COPY_BYTES;
 
-use crate::context::Skb;
+use crate::context::{Skb, opaque};
 use crate::maps;
 
 #[inline(always)]
 pub(crate) fn keep(skb: &Skb) {
     let Some((slot, number)) = maps::copy_slot() else { return };
     let length = skb.length();
-    let captured = if length > COPY_BYTES as u32 { COPY_BYTES as u32 } else { length };
-    if captured == 0 {
+    let captured = opaque(if length > COPY_BYTES as u32 { COPY_BYTES as u32 } else { length });
+    if captured == 0 || captured > COPY_BYTES as u32 {
         return;
     }
     // SAFETY: a valid element; the number picks a different one for each of the next 64 frames.

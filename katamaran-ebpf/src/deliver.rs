@@ -7,7 +7,7 @@ use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::digest::contribution;
 use katamaran_common::layout::Config;
 use katamaran_common::packet::{
-    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, mapped, parse_ip,
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, parse_ip,
     parse_l4, protocol,
 };
 use katamaran_common::segments::{count_of, wire_segments};
@@ -61,8 +61,8 @@ fn from_peer(config: &Config, outer: &Ip) -> bool {
     if outer.v4 {
         config.families & 1 != 0
             && outer.protocol == protocol::IPIP
-            && outer.source == mapped(config.remote4)
-            && outer.destination == mapped(config.local4)
+            && outer.source == config.remote4
+            && outer.destination == config.local4
     } else {
         config.families & 2 != 0
             && outer.protocol == protocol::IPV6
@@ -85,10 +85,7 @@ fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
         maps::count(Counter::DecapFailed, &count);
         return PASS;
     }
-    let mut addresses = [0u8; 12];
-    addresses[0..6].copy_from_slice(&config.vm_mac);
-    addresses[6..12].copy_from_slice(&config.deliver_mac);
-    if skb.store(0, &addresses).is_none() {
+    if skb.store(0, &config.deliver_header).is_none() {
         maps::count(Counter::DecapFailed, &count);
         return PASS;
     }
@@ -106,8 +103,9 @@ fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
 #[inline(always)]
 fn outer_number(skb: &Skb, v4: bool) -> Option<u32> {
     if v4 {
-        Some(u32::from(u16::from_be_bytes(skb.read(ETHERNET_LENGTH + 4)?)))
+        Some(u32::from(skb.half(ETHERNET_LENGTH + 4)?))
     } else {
-        Some(u32::from_be_bytes(skb.read(ETHERNET_LENGTH)?) & 0x000f_ffff)
+        let [word] = skb.words::<1>(ETHERNET_LENGTH)?;
+        Some(u32::from_be(word) & 0x000f_ffff)
     }
 }

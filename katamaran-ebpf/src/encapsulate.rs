@@ -72,7 +72,6 @@ pub(crate) fn encapsulate(
     keep_size: bool,
 ) -> Option<()> {
     let flags = if keep_size { FIXED_GSO } else { 0 };
-    let traffic_class = traffic_class(skb, ip)?;
     // A super-packet's own length field may be 0, a short frame may be padded.
     let inner = if is_super { skb.length() - ETHERNET_LENGTH } else { ip.length };
     if ip.v4 {
@@ -81,7 +80,7 @@ pub(crate) fn encapsulate(
         }
         skb.adjust_room(IPV4_LENGTH as i32, flags | ENCAP_L3_IPV4)?;
         let number = maps::take_numbers(0, segments);
-        let header = outer_v4(config, inner, traffic_class, number as u16);
+        let header = outer_v4(config, inner, ip.traffic_class, number as u16);
         write(skb, config, &header, -(IPV4_LENGTH as i32))
     } else {
         if config.families & 2 == 0 {
@@ -89,15 +88,15 @@ pub(crate) fn encapsulate(
         }
         skb.adjust_room(IPV6_LENGTH as i32, flags | ENCAP_L3_IPV6)?;
         let number = maps::take_numbers(1, segments);
-        let header = outer_v6(config, inner, traffic_class, number as u32);
+        let header = outer_v6(config, inner, ip.traffic_class, number as u32);
         write(skb, config, &header, -(IPV6_LENGTH as i32))
     }
 }
 
 #[inline(always)]
-fn write<const N: usize>(skb: &Skb, config: &Config, header: &[u8; N], undo: i32) -> Option<()> {
+fn write<const N: usize>(skb: &Skb, config: &Config, header: &[u32; N], undo: i32) -> Option<()> {
     // bpf_redirect_neigh drops frames whose Ethernet destination is a group address.
-    let written = skb.store(ETHERNET_LENGTH, header).and_then(|()| skb.store(0, &config.vm_mac));
+    let written = skb.store(ETHERNET_LENGTH, header).and_then(|()| skb.store(0, &config.vm_mac()));
     if written.is_none() {
         // Nothing more can be done if this fails too: the packet is passed on either way.
         let _ = skb.adjust_room(undo, FIXED_GSO);
@@ -108,64 +107,46 @@ fn write<const N: usize>(skb: &Skb, config: &Config, header: &[u8; N], undo: i32
     Some(())
 }
 
-/// DSCP and ECN, which the outer header repeats.
-#[inline(always)]
-fn traffic_class(skb: &Skb, ip: &Ip) -> Option<u8> {
-    use katamaran_common::packet::PacketRead as _;
-    let [first, second] = skb.read::<2>(ip.offset)?;
-    Some(if ip.v4 { second } else { (first << 4) | (second >> 4) })
-}
-
 /// A length field: 0 means "as long as the buffer", as for the kernel's own large super-packets.
 #[inline(always)]
-fn length_field(length: u32) -> [u8; 2] {
-    let length = if length > 0xffff { 0 } else { length };
-    (length as u16).to_be_bytes()
+fn length_field(length: u32) -> u32 {
+    if length > 0xffff { 0 } else { length }
 }
 
 #[inline(always)]
-fn outer_v4(config: &Config, inner: u32, traffic_class: u8, number: u16) -> [u8; 20] {
-    let mut header = [0u8; 20];
+fn outer_v4(config: &Config, inner: u32, traffic_class: u8, number: u16) -> [u32; 5] {
     let length = length_field(inner + IPV4_LENGTH);
-    let number = number.to_be_bytes();
-    header[0] = 0x45;
-    header[1] = traffic_class;
-    header[2] = length[0];
-    header[3] = length[1];
-    header[4] = number[0];
-    header[5] = number[1];
-    header[6] = 0x40; // don't fragment: D's hook sees no reassembled packets
-    header[8] = TTL;
-    header[9] = protocol::IPIP;
-    header[12..16].copy_from_slice(&config.local4);
-    header[16..20].copy_from_slice(&config.remote4);
-    let mut sum = 0u32;
-    let mut at = 0;
-    while at < 20 {
-        sum += u32::from(u16::from_be_bytes([header[at], header[at + 1]]));
-        at += 2;
+    let first = 0x4500_0000 | u32::from(traffic_class) << 16 | length;
+    // Don't fragment: D's hook sees packets before they are put together again.
+    let second = u32::from(number) << 16 | 0x4000;
+    let third = u32::from(TTL) << 24 | u32::from(protocol::IPIP) << 16;
+    let from = config.local4.words[3];
+    let to = config.remote4.words[3];
+    let mut sum = 0;
+    for word in [first, second, third, u32::from_be(from), u32::from_be(to)] {
+        sum += (word >> 16) + (word & 0xffff);
     }
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    let checksum = (!(sum as u16)).to_be_bytes();
-    header[10] = checksum[0];
-    header[11] = checksum[1];
-    header
+    let third = third | (!sum & 0xffff);
+    [first.to_be(), second.to_be(), third.to_be(), from, to]
 }
 
 #[inline(always)]
-fn outer_v6(config: &Config, inner: u32, traffic_class: u8, number: u32) -> [u8; 40] {
-    let mut header = [0u8; 40];
-    let length = length_field(inner);
-    header[0] = 0x60 | (traffic_class >> 4);
-    header[1] = (traffic_class << 4) | ((number >> 16) as u8 & 0x0f);
-    header[2] = (number >> 8) as u8;
-    header[3] = number as u8;
-    header[4] = length[0];
-    header[5] = length[1];
-    header[6] = protocol::IPV6;
-    header[7] = TTL;
-    header[8..24].copy_from_slice(&config.local6);
-    header[24..40].copy_from_slice(&config.remote6);
-    header
+fn outer_v6(config: &Config, inner: u32, traffic_class: u8, number: u32) -> [u32; 10] {
+    let first = 0x6000_0000 | u32::from(traffic_class) << 20 | (number & 0x000f_ffff);
+    let second = length_field(inner) << 16 | u32::from(protocol::IPV6) << 8 | u32::from(TTL);
+    let (from, to) = (&config.local6.words, &config.remote6.words);
+    [
+        first.to_be(),
+        second.to_be(),
+        from[0],
+        from[1],
+        from[2],
+        from[3],
+        to[0],
+        to[1],
+        to[2],
+        to[3],
+    ]
 }

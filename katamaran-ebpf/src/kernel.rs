@@ -92,7 +92,17 @@ pub(crate) struct KernelBytes {
 
 impl PacketRead for KernelBytes {
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         load(self.base, offset)
+    }
+
+    #[inline(always)]
+    fn byte(&self, offset: u32) -> Option<u8> {
+        load(self.base, offset)
+    }
+
+    #[inline(always)]
+    fn half(&self, offset: u32) -> Option<u16> {
+        load::<u16>(self.base, offset).map(u16::from_be)
     }
 }

@@ -7,6 +7,7 @@ use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::layout::{
     COPY_SLOTS, Config, CopySlot, Count, DropKey, MAX_ADDRESSES, MAX_DROP_KEYS, Sequence,
 };
+use katamaran_common::packet::Address;
 
 use crate::atomic::fetch_add;
 
@@ -17,7 +18,7 @@ static KTM_MODE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static KTM_COPYING: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
-static KTM_ADDRESSES: HashMap<[u8; 16], u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+static KTM_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
 static KTM_COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
@@ -55,7 +56,7 @@ pub(crate) fn copying() -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn is_address(address: &[u8; 16]) -> bool {
+pub(crate) fn is_address(address: &Address) -> bool {
     KTM_ADDRESSES.get_ptr(address).is_some()
 }
 

@@ -3,7 +3,7 @@
 use katamaran_common::counter::Counter;
 use katamaran_common::layout::{Config, DropKey};
 use katamaran_common::packet::{
-    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, L4, mapped, parse_ip, parse_l4, protocol,
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, L4, parse_ip, parse_l4, protocol,
 };
 use katamaran_common::segments::{count_of, wire_segments};
 
@@ -66,7 +66,7 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
 #[inline(always)]
 fn tunnelled(config: &Config, outer: &Ip, bytes: &KernelBytes) -> Option<Ip> {
     let (ends, number, ethertype) = if outer.v4 {
-        ((mapped(config.local4), mapped(config.remote4)), protocol::IPIP, ETHERTYPE_IPV4)
+        ((config.local4, config.remote4), protocol::IPIP, ETHERTYPE_IPV4)
     } else {
         ((config.local6, config.remote6), protocol::IPV6, ETHERTYPE_IPV6)
     };

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use crate::steps::Steps;
+use crate::steps::{Steps, cargo};
 use crate::{build_ebpf, tidy};
 
 /// What the machine that runs the whole suite must be able to do: a skip there is a failure.
 const REQUIRED: &str = "root,bpf,qemu";
 
 /// The part that needs neither root nor QEMU nor an eBPF toolchain.
-pub fn smoke(root: &Path) -> ExitCode {
+pub(crate) fn smoke(root: &Path) -> ExitCode {
     let mut steps = Steps::default();
     static_checks(root, &mut steps);
     unprivileged_tests(root, &mut steps);
@@ -18,13 +18,21 @@ pub fn smoke(root: &Path) -> ExitCode {
 }
 
 /// Everything.
-pub fn all(root: &Path) -> ExitCode {
+pub(crate) fn all(root: &Path) -> ExitCode {
     let mut steps = Steps::default();
-    steps.step("build the eBPF programs", || build_ebpf::build(root).map(|_| ()).map_err(|e| format!("{e:#}")));
+    steps.step("build the eBPF programs", || {
+        build_ebpf::ensure(root).map_err(|e| format!("{e:#}"))
+    });
     static_checks(root, &mut steps);
-    steps.command("clippy for the eBPF programs", &mut build_ebpf::clippy_command(root));
+    steps.command(
+        "clippy for the eBPF programs",
+        &mut build_ebpf::clippy(root),
+    );
     unprivileged_tests(root, &mut steps);
-    steps.command("build katamaran", cargo(root).args(["build", "--release", "--workspace"]));
+    steps.command(
+        "build katamaran",
+        cargo(root).args(["build", "--release", "--workspace"]),
+    );
     for (name, test) in [
         ("the node's network (real kernel)", "netns"),
         ("the data path (real kernel)", "dataplane"),
@@ -33,7 +41,16 @@ pub fn all(root: &Path) -> ExitCode {
         steps.command(
             name,
             cargo(root)
-                .args(["test", "--release", "-p", "katamaran-tests", "--test", test, "--", "--test-threads=1"])
+                .args([
+                    "test",
+                    "--release",
+                    "-p",
+                    "katamaran-tests",
+                    "--test",
+                    test,
+                    "--",
+                    "--test-threads=1",
+                ])
                 .env("KATAMARAN_REQUIRE", REQUIRED),
         );
     }
@@ -44,25 +61,35 @@ fn static_checks(root: &Path, steps: &mut Steps) {
     steps.command("formatting", cargo(root).args(["fmt", "--all", "--check"]));
     steps.step("house rules", || tidy::check(root));
     steps.step("shell scripts parse", || shell_scripts(root));
-    steps.command("clippy", cargo(root).args(["clippy", "--all-targets", "--", "-D", "warnings"]));
+    steps.command(
+        "clippy",
+        cargo(root).args(["clippy", "--all-targets", "--", "-D", "warnings"]),
+    );
     steps.command(
         "documentation",
-        cargo(root).args(["doc", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"),
+        cargo(root)
+            .args(["doc", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
     );
 }
 
 fn unprivileged_tests(root: &Path, steps: &mut Steps) {
     steps.command(
         "unit and protocol tests",
-        cargo(root).args(["test", "-p", "katamaran", "-p", "katamaran-common", "-p", "xtask"]),
+        cargo(root).args([
+            "test",
+            "-p",
+            "katamaran",
+            "-p",
+            "katamaran-common",
+            "-p",
+            "xtask",
+        ]),
     );
-    steps.command("command line", cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]));
-}
-
-fn cargo(root: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root);
-    command
+    steps.command(
+        "command line",
+        cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]),
+    );
 }
 
 fn shell_scripts(root: &Path) -> Result<(), String> {
@@ -73,10 +100,17 @@ fn shell_scripts(root: &Path) -> Result<(), String> {
         .map_err(|e| format!("git ls-files: {e}"))?;
     let mut bad = Vec::new();
     for file in String::from_utf8_lossy(&listed.stdout).lines() {
-        let parsed = Command::new("bash").args(["-n", file]).current_dir(root).status();
+        let parsed = Command::new("bash")
+            .args(["-n", file])
+            .current_dir(root)
+            .status();
         if !parsed.is_ok_and(|status| status.success()) {
             bad.push(file.to_owned());
         }
     }
-    if bad.is_empty() { Ok(()) } else { Err(bad.join(", ")) }
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(bad.join(", "))
+    }
 }

@@ -8,35 +8,101 @@ const MAX_LINES: usize = 500;
 
 /// `(directory, text that must not appear in it, why)`.
 const FORBIDDEN: &[(&str, &str, &str)] = &[
-    ("katamaran/src", "Command::new(", "the product executes no programs"),
-    ("katamaran/src/qmp", "crate::net", "leaves do not import each other"),
-    ("katamaran/src/qmp", "crate::control", "leaves do not import each other"),
-    ("katamaran/src/qmp", "crate::migrate", "leaves do not import upwards"),
-    ("katamaran/src/net", "crate::qmp", "leaves do not import each other"),
-    ("katamaran/src/net", "crate::ebpf", "leaves do not import each other"),
-    ("katamaran/src/net", "crate::migrate", "leaves do not import upwards"),
-    ("katamaran/src/ebpf", "crate::net", "leaves do not import each other"),
-    ("katamaran/src/ebpf", "crate::qmp", "leaves do not import each other"),
-    ("katamaran/src/ebpf", "crate::migrate", "leaves do not import upwards"),
-    ("katamaran/src/control", "crate::migrate", "leaves do not import upwards"),
-    ("katamaran/src/control", "crate::qmp", "leaves do not import each other"),
-    ("katamaran/src/relay", "crate::migrate", "leaves do not import upwards"),
+    (
+        "katamaran/src",
+        "Command::new(",
+        "the product executes no programs",
+    ),
+    (
+        "katamaran/src/qmp",
+        "crate::net",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/qmp",
+        "crate::control",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/qmp",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
+    (
+        "katamaran/src/net",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/net",
+        "crate::ebpf",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/net",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
+    (
+        "katamaran/src/ebpf",
+        "crate::net",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/ebpf",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/ebpf",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
+    (
+        "katamaran/src/control",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
+    (
+        "katamaran/src/control",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/relay",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
     ("katamaran/src/migrate", "use aya", "aya stays in ebpf"),
-    ("katamaran/src/migrate", "rtnetlink::", "netlink stays in net"),
-    ("katamaran/src/migrate", "netlink_packet", "netlink stays in net"),
+    (
+        "katamaran/src/migrate",
+        "rtnetlink::",
+        "netlink stays in net",
+    ),
+    (
+        "katamaran/src/migrate",
+        "netlink_packet",
+        "netlink stays in net",
+    ),
 ];
 
 /// Checks every rule.
 ///
 /// # Errors
 /// All violations, one a line.
-pub fn check(root: &Path) -> Result<(), String> {
+pub(crate) fn check(root: &Path) -> Result<(), String> {
     let mut violations = Vec::new();
     let mut files = Vec::new();
     collect(root, &mut files);
     for file in &files {
-        let Ok(text) = fs::read_to_string(file) else { continue };
-        let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
+        let Ok(text) = fs::read_to_string(file) else {
+            continue;
+        };
+        let name = file
+            .strip_prefix(root)
+            .unwrap_or(file)
+            .display()
+            .to_string();
         let lines = text.lines().count();
         if lines > MAX_LINES {
             violations.push(format!("{name}: {lines} lines, at most {MAX_LINES}"));
@@ -47,14 +113,22 @@ pub fn check(root: &Path) -> Result<(), String> {
             }
         }
         if !name.starts_with("xtask/") && (text.contains("todo!(") || text.contains("#[ignore")) {
-            violations.push(format!("{name}: unfinished code or a test that does not run"));
+            violations.push(format!(
+                "{name}: unfinished code or a test that does not run"
+            ));
         }
     }
-    if violations.is_empty() { Ok(()) } else { Err(format!("\n      {}", violations.join("\n      "))) }
+    if violations.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("\n      {}", violations.join("\n      ")))
+    }
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         let name = entry.file_name();
@@ -80,6 +154,9 @@ mod tests {
         fs::write(place.join("bad.rs"), "use crate::qmp::Qmp;\n").unwrap();
         let text = check(&root).unwrap_err();
         fs::remove_dir_all(&root).unwrap();
-        assert!(text.contains("katamaran/src/net/bad.rs") && text.contains("crate::qmp"), "{text}");
+        assert!(
+            text.contains("katamaran/src/net/bad.rs") && text.contains("crate::qmp"),
+            "{text}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -268,9 +269,7 @@ impl Core {
             if self.lock().closing {
                 return Err(ControlError::ClosedHere);
             }
-            self.end(ControlError::Broken {
-                source: Arc::new(source),
-            });
+            self.end(broken(source));
             return Err(self.over());
         }
         Ok(())
@@ -373,11 +372,20 @@ impl fmt::Debug for Core {
     }
 }
 
-pub(super) fn garbled(source: FrameError) -> ControlError {
-    match source {
-        FrameError::Read { source } => ControlError::Broken {
+/// A peer whose process ended may leave a reset instead of an orderly end.
+fn broken(source: io::Error) -> ControlError {
+    match source.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Closed,
+        _ => ControlError::Broken {
             source: Arc::new(source),
         },
+    }
+}
+
+pub(super) fn garbled(source: FrameError) -> ControlError {
+    match source {
+        FrameError::Read { source } => broken(source),
+        FrameError::Truncated { .. } => ControlError::Closed,
         other => ControlError::Garbled {
             source: Arc::new(other),
         },
@@ -434,8 +442,6 @@ async fn heartbeat(core: Arc<Core>, period: Duration) {
 
 async fn write_backlog(core: Arc<Core>) {
     if let Err(source) = core.writer.drain().await {
-        core.end(ControlError::Broken {
-            source: Arc::new(source),
-        });
+        core.end(broken(source));
     }
 }

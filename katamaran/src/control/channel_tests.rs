@@ -238,7 +238,16 @@ async fn a_peer_that_closes_is_noticed_by_every_waiter() {
     drop(far);
     let (reply, notice) = tokio::join!(client.request(&Ask::Commit, SOON), notices.next());
     assert!(reply.unwrap_err().is_session_over());
-    assert!(notice.unwrap_err().is_session_over());
+    assert!(matches!(notice, Err(ControlError::Closed)), "{notice:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_inside_a_frame_has_closed_the_session() {
+    let (client, _notices, mut far) = client_alone();
+    far.write_all(&[0, 0, 0, 9, b'{']).await.unwrap();
+    drop(far);
+    let why = client.ended().await;
+    assert!(matches!(why, ControlError::Closed), "{why:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use super::frame::FrameError;
 /// A control session or a request on it failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ControlError {
-    /// The peer closed the session.
+    /// The peer closed the session, or its process ended.
     #[error("peer closed the control session")]
     Closed,
 
@@ -22,7 +22,7 @@ pub enum ControlError {
     #[error("peer silent for {limit:?}")]
     PeerSilent { limit: Duration },
 
-    /// The connection broke.
+    /// The connection broke; the peer may still be there.
     #[error("control connection broke")]
     Broken { source: Arc<io::Error> },
 

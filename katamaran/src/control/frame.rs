@@ -183,6 +183,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn any_sequence_of_texts_survives(texts: Vec<String>) {
             let bytes: Vec<u8> = texts.iter().flat_map(|text| encode(text).unwrap()).collect();

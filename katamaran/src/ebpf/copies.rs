@@ -113,7 +113,7 @@ fn checksum(ip: &Ip, l4: &[u8]) -> u16 {
     };
     // Of a v4-mapped address only the last four bytes count.
     let skip = if ip.v4 { 12 } else { 0 };
-    let mut sum = words(&ip.source[skip..]) + words(&ip.destination[skip..]) + words(l4);
+    let mut sum = words(&ip.source.bytes()[skip..]) + words(&ip.destination.bytes()[skip..]) + words(l4);
     sum += u64::from(ip.protocol) + l4.len() as u64;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

@@ -153,13 +153,15 @@ impl DestinationDataplane {
 fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     let mut config = Config {
         deliver_ifindex: spec.deliver_ifindex,
-        deliver_mac: device::ethernet_address(spec.deliver_ifindex)?,
+        deliver_header: device::ethernet_addresses(
+            spec.vm_mac,
+            device::ethernet_address(spec.deliver_ifindex)?,
+        ),
         // Told apart from other sessions' marks and from the small ones that people use.
         mark: (spec.session.0 as u32) | 0x8000_0000,
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,
-        vm_mac: spec.vm_mac,
         ..Config::default()
     };
     for ingress in &spec.ingress {

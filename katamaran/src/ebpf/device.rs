@@ -36,3 +36,11 @@ pub(super) fn ethernet_address(ifindex: u32) -> Result<[u8; 6], EbpfError> {
         _ => Err(EbpfError::NotEthernet { name }),
     }
 }
+
+/// The start of an Ethernet header.
+pub(super) fn ethernet_addresses(to: [u8; 6], from: [u8; 6]) -> [u8; 12] {
+    let mut header = [0; 12];
+    header[..6].copy_from_slice(&to);
+    header[6..].copy_from_slice(&from);
+    header
+}

@@ -44,7 +44,7 @@ where
         .map_err(|source| EbpfError::LoadProgram { program: name, source: Box::new(source) })
 }
 
-/// Takes a map out of the object, in its own type.
+/// Takes a map out of the object, in its own type. It must be kept until all programs are loaded.
 pub(super) fn map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, EbpfError>
 where
     M: TryFrom<Map, Error = MapError>,
@@ -53,6 +53,13 @@ where
         .ok_or(EbpfError::Missing { kind: "map", name })?
         .try_into()
         .map_err(|source| EbpfError::Map { operation: "open", map: name, source })
+}
+
+/// A map that stays with the object.
+///
+/// The object must hold every map until all programs are loaded: they refer to maps by descriptor.
+pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, EbpfError> {
+    ebpf.map_mut(name).ok_or(EbpfError::Missing { kind: "map", name })
 }
 
 /// A one-slot map of single values.

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap};
 use aya::programs::SchedClassifier;
 use katamaran_common::layout::{Config, MAX_ADDRESSES};
 use katamaran_common::names;
+use katamaran_common::packet::Address;
 
 use crate::session_id::SessionId;
 
@@ -16,7 +17,7 @@ use super::bpffs::{PinDirectory, Role};
 use super::counters::CounterMaps;
 use super::drops::{DropMap, PacketDrop};
 use super::error::EbpfError;
-use super::object::{self, Slot};
+use super::object;
 use super::tunnel::map_key;
 use super::witness::{Witness, WitnessMissing};
 
@@ -154,7 +155,8 @@ fn attach_hooks(
 
 fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
     let map = names::MAP_CONFIG;
-    let mut slot: Slot<Config> = object::map(ebpf, map)?;
+    let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?)
+        .map_err(|source| EbpfError::Map { operation: "open", map, source })?;
     slot.set(0, config, 0).map_err(|source| EbpfError::Map { operation: "write", map, source })
 }
 
@@ -164,7 +166,8 @@ fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfErro
         return Err(EbpfError::AddressCount { count: addresses.len(), limit });
     }
     let map = names::MAP_ADDRESSES;
-    let mut keys: HashMap<MapData, [u8; 16], u32> = object::map(ebpf, map)?;
+    let mut keys = HashMap::<_, Address, u32>::try_from(object::map_mut(ebpf, map)?)
+        .map_err(|source| EbpfError::Map { operation: "open", map, source })?;
     for address in addresses {
         keys.insert(map_key(*address), 1, 0)
             .map_err(|source| EbpfError::Map { operation: "write", map, source })?;

@@ -241,7 +241,7 @@ fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,
-        vm_mac: spec.vm_mac,
+        deliver_header: device::ethernet_addresses(spec.vm_mac, [0; 6]),
         ..Config::default()
     };
     match &spec.encap {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use katamaran_common::layout::Config;
+use katamaran_common::packet::Address;
 
 use super::error::EbpfError;
 
@@ -13,23 +14,14 @@ pub(super) fn set_ends(
     remote: &[IpAddr],
     vm_addresses: &[IpAddr],
 ) -> Result<(), EbpfError> {
-    let mut v4 = (None, None);
-    let mut v6 = (None, None);
-    for (index, ends) in [local, remote].into_iter().enumerate() {
-        for address in ends {
-            match address {
-                IpAddr::V4(address) if index == 0 => v4.0 = v4.0.or(Some(address.octets())),
-                IpAddr::V4(address) => v4.1 = v4.1.or(Some(address.octets())),
-                IpAddr::V6(address) if index == 0 => v6.0 = v6.0.or(Some(address.octets())),
-                IpAddr::V6(address) => v6.1 = v6.1.or(Some(address.octets())),
-            }
-        }
-    }
-    if let (Some(local), Some(remote)) = v4 {
+    let first = |addresses: &[IpAddr], v4: bool| {
+        addresses.iter().find(|address| address.is_ipv4() == v4).map(|address| map_key(*address))
+    };
+    if let (Some(local), Some(remote)) = (first(local, true), first(remote, true)) {
         (config.local4, config.remote4) = (local, remote);
         config.families |= 1;
     }
-    if let (Some(local), Some(remote)) = v6 {
+    if let (Some(local), Some(remote)) = (first(local, false), first(remote, false)) {
         (config.local6, config.remote6) = (local, remote);
         config.families |= 2;
     }
@@ -43,11 +35,12 @@ pub(super) fn set_ends(
 }
 
 /// An address as the maps hold it.
-pub(super) fn map_key(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
+pub(super) fn map_key(address: IpAddr) -> Address {
+    let mapped = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    Address::from_bytes(mapped.octets())
 }
 
 #[cfg(test)]
@@ -64,7 +57,9 @@ mod tests {
         let local = addresses(&["fd00::1", "10.0.0.1"]);
         let mut config = Config::default();
         set_ends(&mut config, &local, &addresses(&["10.0.0.2", "fd00::2"]), &vm).unwrap();
-        assert_eq!((config.families, config.local4, config.remote4), (3, [10, 0, 0, 1], [10, 0, 0, 2]));
+        assert_eq!(config.families, 3);
+        assert_eq!(config.local4.bytes()[12..], [10, 0, 0, 1]);
+        assert_eq!(config.remote4.bytes()[12..], [10, 0, 0, 2]);
 
         let mut config = Config::default();
         let error = set_ends(&mut config, &local, &addresses(&["10.0.0.2"]), &vm).unwrap_err();

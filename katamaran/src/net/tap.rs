@@ -15,9 +15,9 @@ use super::{NetError, NetNs, Netlink, Result};
 
 /// The lengths of ring, in packets, that kernels allow at most, longest first.
 ///
-/// 524,288: a ring takes 8 bytes for each and is made in one piece of at most 4 MiB; a tap refuses more with
-/// the misleading EPERM. 32,767: a cap on every device's `txqueuelen` since 2026 (seen in 6.12.117), refused
-/// with ERANGE.
+/// 524,288: a ring takes 8 bytes for each and is made in one piece of at most 4 MiB; a tap refuses
+/// more with the misleading EPERM. 32,767: recent stable kernels (6.12.117 for one) cap every
+/// device's `txqueuelen` there and refuse more with ERANGE.
 const RING_LIMITS: [u32; 3] = [524_288, 32_767, 16_384];
 
 /// A tap's counters under the names of what they mean.

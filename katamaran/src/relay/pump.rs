@@ -9,8 +9,9 @@ use super::governor::Governor;
 use super::status::RelayStatus;
 use crate::stream::ByteStream;
 
-/// Bytes moved at once: more than a unix socket holds by default.
-const CHUNK: usize = 512 << 10;
+/// Bytes moved at once. Written while they are still in the processor's cache: four times as many
+/// were measured to cost a third more processor time per byte.
+const CHUNK: usize = 128 << 10;
 
 /// Joins `source_side` and `destination_side` until both directions have ended.
 ///

@@ -1,0 +1,218 @@
+//! Two nodes, a client, a router between them, and V.
+//!
+//! ```text
+//! client 10.80.0.2 -- fabric -- 10.81.0.2 nodeA [vtap] ~pump~ V 10.90.0.5
+//!                        \----- 10.82.0.2 nodeB [vtap] ~pump~ (the same V)
+//! ```
+//!
+//! V is routed, one address to a tap, as Calico does it. Addresses of IPv6 are `fd80::2` and so on.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use katamaran::ebpf::{
+    AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, SourceDataplane,
+    SourceSpec, TapLocation,
+};
+use katamaran::session_id::SessionId;
+
+use crate::netns::Netns;
+use crate::pump::Pump;
+use crate::tap;
+
+pub(crate) const V4: &str = "10.90.0.5";
+pub(crate) const V6: &str = "fd90::5";
+pub(crate) const VM_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x05];
+const VM_MAC_TEXT: &str = "02:00:00:00:00:05";
+const GATEWAY_MAC: &str = "02:00:00:00:00:01";
+
+/// Room for the outer headers on the node network.
+pub(crate) const ROOMY: u32 = 1600;
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) netns: Netns,
+    pub(crate) tap: File,
+    number: u8,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lab {
+    pub(crate) client: Netns,
+    pub(crate) fabric: Netns,
+    pub(crate) a: Node,
+    pub(crate) b: Node,
+    pub(crate) vm: Netns,
+    pub(crate) guest: File,
+    pub(crate) session: SessionId,
+    underlay_mtu: u32,
+}
+
+impl Lab {
+    pub(crate) fn new(underlay_mtu: u32) -> Self {
+        let fabric = Netns::new("fabric");
+        let client = Netns::new("client");
+        forwarding(&fabric);
+        connect(&fabric, &client, 80, 1500);
+        let a = Node::new(&fabric, "a", 81, underlay_mtu);
+        let b = Node::new(&fabric, "b", 82, underlay_mtu);
+        fabric.ip(&format!("route add {V4}/32 via 10.81.0.2"));
+        fabric.ip(&format!("-6 route add {V6}/128 via fd81::2"));
+
+        let vm = Netns::new("vm");
+        let guest = tap::open(&vm, "eth0", VM_MAC_TEXT);
+        vm.ip(&format!("addr add {V4}/32 dev eth0"));
+        vm.ip(&format!("-6 addr add {V6}/128 dev eth0 nodad"));
+        vm.ip("route add 169.254.1.1 dev eth0 scope link");
+        vm.ip("route add default via 169.254.1.1 dev eth0");
+        vm.ip("-6 route add default via fe80::1 dev eth0");
+        for gateway in ["169.254.1.1", "fe80::1"] {
+            vm.ip(&format!("neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent"));
+        }
+        Self { client, fabric, a, b, vm, guest, session: unique_session(), underlay_mtu }
+    }
+
+    /// Has V run behind a node.
+    pub(crate) fn pump(&self, node: &Node) -> Pump {
+        Pump::start(&node.tap, &self.guest)
+    }
+
+    pub(crate) fn vm_addresses(&self) -> Vec<IpAddr> {
+        vec![V4.parse().unwrap(), V6.parse().unwrap()]
+    }
+
+    pub(crate) fn source_spec(&self) -> SourceSpec {
+        SourceSpec {
+            session: self.session,
+            hook_ifindex: self.a.tap_location().ifindex,
+            netns_inum: self.a.netns.inum(),
+            vm_addresses: self.vm_addresses(),
+            vm_mac: VM_MAC,
+            encap: Encap::Ip {
+                underlay_ifindex: self.a.netns.ifindex("up0"),
+                local: self.a.addresses(),
+                remote: self.b.addresses(),
+                path_mtu: self.underlay_mtu,
+                oversize_ifindex: None,
+            },
+            tap: self.a.tap_location(),
+            attach: AttachPreference::Auto,
+        }
+    }
+
+    pub(crate) fn destination_spec(&self) -> DestinationSpec {
+        DestinationSpec {
+            session: self.session,
+            ingress: vec![Ingress::Ip {
+                underlay_ifindex: self.b.netns.ifindex("up0"),
+                local: self.b.addresses(),
+                remote: self.a.addresses(),
+            }],
+            vm_addresses: self.vm_addresses(),
+            vm_mac: VM_MAC,
+            deliver_ifindex: self.b.tap_location().ifindex,
+            netns_inum: self.b.netns.inum(),
+            tap: self.b.tap_location(),
+            attach: AttachPreference::Auto,
+        }
+    }
+
+    pub(crate) fn arm_source(&self, spec: &SourceSpec) -> SourceDataplane {
+        let armed = self.a.netns.run(|| SourceDataplane::arm(spec));
+        armed.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub(crate) fn arm_destination(&self, spec: &DestinationSpec) -> DestinationDataplane {
+        let armed = self.b.netns.run(|| DestinationDataplane::arm(spec));
+        armed.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    /// Undoes both ends and looks for what they may have left.
+    #[track_caller]
+    pub(crate) fn disarm(&self, source: SourceDataplane, destination: DestinationDataplane) {
+        self.a.netns.run(|| source.remove()).unwrap();
+        self.b.netns.run(|| destination.remove()).unwrap();
+        let pins = format!("/sys/fs/bpf/katamaran/{}", self.session);
+        assert!(!std::path::Path::new(&pins).exists(), "{pins} is left");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // After a panic the data planes were only dropped: their pins are here.
+        if thread::panicking() {
+            for role in ["source", "destination"] {
+                let pins = format!("/sys/fs/bpf/katamaran/{}/{role}", self.session);
+                for pin in fs::read_dir(&pins).into_iter().flatten().flatten() {
+                    let _ = fs::remove_file(pin.path());
+                }
+                let _ = fs::remove_dir(&pins);
+            }
+            let _ = fs::remove_dir(format!("/sys/fs/bpf/katamaran/{}", self.session));
+        }
+    }
+}
+
+impl Node {
+    fn new(fabric: &Netns, label: &str, number: u8, mtu: u32) -> Self {
+        let netns = Netns::new(label);
+        forwarding(&netns);
+        connect(fabric, &netns, number, mtu);
+        let tap = tap::open(&netns, "vtap", GATEWAY_MAC);
+        netns.ip("-6 addr add fe80::1/64 dev vtap nodad");
+        netns.ip(&format!("route add {V4}/32 dev vtap"));
+        netns.ip(&format!("-6 route add {V6}/128 dev vtap"));
+        Self { netns, tap, number }
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let number = self.number;
+        vec![format!("10.{number}.0.2").parse().unwrap(), format!("fd{number}::2").parse().unwrap()]
+    }
+
+    pub(crate) fn tap_location(&self) -> TapLocation {
+        TapLocation { netns_inum: self.netns.inum(), ifindex: self.netns.ifindex("vtap") }
+    }
+}
+
+fn forwarding(netns: &Netns) {
+    netns.sysctl("ipv4/ip_forward", "1");
+    netns.sysctl("ipv6/conf/all/forwarding", "1");
+    netns.sysctl("ipv4/conf/all/rp_filter", "0");
+    netns.sysctl("ipv4/conf/default/rp_filter", "0");
+}
+
+/// A link from the fabric to a namespace, where it is called `up0` and the default route.
+fn connect(fabric: &Netns, netns: &Netns, number: u8, mtu: u32) {
+    let device = format!("to{number}");
+    let inum = netns.inum();
+    fabric.ip(&format!("link add {device} mtu {mtu} type veth peer name t{inum} mtu {mtu}"));
+    let moved = netns.name();
+    fabric.ip(&format!("link set t{inum} netns {moved} name up0"));
+    for (end, name, address) in [(fabric, device.as_str(), 1), (netns, "up0", 2)] {
+        end.ip(&format!("addr add 10.{number}.0.{address}/24 dev {name}"));
+        end.ip(&format!("-6 addr add fd{number}::{address}/64 dev {name} nodad"));
+        end.ip(&format!("link set {name} up"));
+    }
+    netns.ip(&format!("route add default via 10.{number}.0.1"));
+    netns.ip(&format!("-6 route add default via fd{number}::1"));
+}
+
+
+fn unique_session() -> SessionId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    SessionId(u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(&format!(": {source}"));
+        cause = source.source();
+    }
+    text
+}

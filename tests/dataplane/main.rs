@@ -1,0 +1,14 @@
+//! The data plane on the real kernel: nodes are network namespaces, V is one too, reached through
+//! taps that a pump serves as QEMU would.
+//!
+//! Needs root and the eBPF object; without them each test prints `SKIP name: reason`, or fails if
+//! `KATAMARAN_REQUIRE` names what is missing (`root`, `bpf`).
+
+mod cutover;
+mod lab;
+mod netns;
+mod pump;
+mod require;
+mod stream;
+mod tap;
+mod traffic;
