@@ -69,9 +69,20 @@ impl Lab {
         vm.ip("route add default via 169.254.1.1 dev eth0");
         vm.ip("-6 route add default via fe80::1 dev eth0");
         for gateway in ["169.254.1.1", "fe80::1"] {
-            vm.ip(&format!("neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent"));
+            vm.ip(&format!(
+                "neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent"
+            ));
         }
-        Self { client, fabric, a, b, vm, guest, session: unique_session(), underlay_mtu }
+        Self {
+            client,
+            fabric,
+            a,
+            b,
+            vm,
+            guest,
+            session: unique_session(),
+            underlay_mtu,
+        }
     }
 
     /// Has V run behind a node.
@@ -169,11 +180,17 @@ impl Node {
 
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let number = self.number;
-        vec![format!("10.{number}.0.2").parse().unwrap(), format!("fd{number}::2").parse().unwrap()]
+        vec![
+            format!("10.{number}.0.2").parse().unwrap(),
+            format!("fd{number}::2").parse().unwrap(),
+        ]
     }
 
     pub(crate) fn tap_location(&self) -> TapLocation {
-        TapLocation { netns_inum: self.netns.inum(), ifindex: self.netns.ifindex("vtap") }
+        TapLocation {
+            netns_inum: self.netns.inum(),
+            ifindex: self.netns.ifindex("vtap"),
+        }
     }
 }
 
@@ -188,18 +205,21 @@ fn forwarding(netns: &Netns) {
 fn connect(fabric: &Netns, netns: &Netns, number: u8, mtu: u32) {
     let device = format!("to{number}");
     let inum = netns.inum();
-    fabric.ip(&format!("link add {device} mtu {mtu} type veth peer name t{inum} mtu {mtu}"));
+    fabric.ip(&format!(
+        "link add {device} mtu {mtu} type veth peer name t{inum} mtu {mtu}"
+    ));
     let moved = netns.name();
     fabric.ip(&format!("link set t{inum} netns {moved} name up0"));
     for (end, name, address) in [(fabric, device.as_str(), 1), (netns, "up0", 2)] {
         end.ip(&format!("addr add 10.{number}.0.{address}/24 dev {name}"));
-        end.ip(&format!("-6 addr add fd{number}::{address}/64 dev {name} nodad"));
+        end.ip(&format!(
+            "-6 addr add fd{number}::{address}/64 dev {name} nodad"
+        ));
         end.ip(&format!("link set {name} up"));
     }
     netns.ip(&format!("route add default via 10.{number}.0.1"));
     netns.ip(&format!("-6 route add default via fd{number}::1"));
 }
-
 
 fn unique_session() -> SessionId {
     static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -79,7 +79,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let gone = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let gone = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
         if !gone.is_ok_and(|status| status.success()) {
             println!("namespace {} could not be removed", self.name);
         }
