@@ -9,8 +9,8 @@ use katamaran_tests::lab::{
     GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
 use katamaran_tests::run::{
-    Baseline, BaselineOptions, MigrationOptions, MigrationRun, StageOptions, Storage, TrafficSpec,
-    run_baseline, run_migration,
+    Baseline, BaselineOptions, DiskLoad, MigrationOptions, MigrationRun, StageOptions, Storage,
+    TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -96,7 +96,7 @@ struct Scene {
     #[arg(long)]
     tcp_v6: Option<u64>,
     /// Memory that the guest dirties: MB/s over MiB, such as 60:32
-    #[arg(long, value_parser = parse_dirty)]
+    #[arg(long, value_parser = parse_pair)]
     dirty: Option<(u64, u64)>,
     /// MTU of the taps and the guest; the nodes' network has 1500
     #[arg(long, default_value_t = 1450)]
@@ -110,6 +110,9 @@ struct Scene {
     /// Give V a disk of so many MiB that both nodes open
     #[arg(long)]
     shared_disk: Option<u64>,
+    /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
+    #[arg(long, value_parser = parse_pair)]
+    disk_load: Option<(u64, u64)>,
     /// How many times
     #[arg(long, default_value_t = 1)]
     runs: u32,
@@ -135,6 +138,9 @@ impl Scene {
                 mark: None,
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
+                disk: self
+                    .disk_load
+                    .map(|(rate, blocks)| DiskLoad { rate, blocks }),
             },
             storage: match (self.disk, self.shared_disk) {
                 (Some(size), _) => Storage::Local(size),
@@ -150,6 +156,9 @@ impl Scene {
             return print(&serde_json::to_string(run)?);
         }
         print(&run.summary())?;
+        run.leaks
+            .iter()
+            .try_for_each(|leak| print(&format!("  left behind: {leak}")))?;
         run.silence.iter().try_for_each(|silence| print(silence))
     }
 }
@@ -239,11 +248,11 @@ fn boot_check(qemu: QemuVersion, pps: u32, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-fn parse_dirty(text: &str) -> Result<(u64, u64)> {
-    let Some((rate, size)) = text.split_once(':') else {
-        bail!("not RATE:SIZE: {text}");
+fn parse_pair(text: &str) -> Result<(u64, u64)> {
+    let Some((first, second)) = text.split_once(':') else {
+        bail!("not two numbers with a colon between them: {text}");
     };
-    Ok((rate.parse()?, size.parse()?))
+    Ok((first.parse()?, second.parse()?))
 }
 
 /// Results go to standard output.

@@ -19,6 +19,18 @@ pub(super) fn files() -> Vec<String> {
     lines
 }
 
+/// What one migration still has pinned; `session` is its id as in the reports.
+#[must_use]
+pub fn session_pins(session: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let dir = Path::new(OWN_DIRS[0]).join(session);
+    if dir.exists() {
+        lines.push(format!("+ file {}", dir.display()));
+        walk(&dir, &mut lines);
+    }
+    lines
+}
+
 fn walk(dir: &Path, lines: &mut Vec<String>) {
     // Not there, or just being removed: nothing in it.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

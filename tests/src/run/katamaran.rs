@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::result::{MigrationRun, SideResult};
 use super::stage::{Stage, StageOptions, Storage, Timeline};
 use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, TAP};
-use crate::leak::{Scope, Snapshot};
+use crate::leak::{Scope, Snapshot, session_pins};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
@@ -271,8 +271,12 @@ pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
     // The last look, also for a route that is not due yet.
     stage.watch(&mut timeline, WATCH, Duration::ZERO)?;
     let (source, dest) = (source.result()?, dest.result()?);
+    let session = [&source, &dest].into_iter().flat_map(|side| &side.report);
+    let session = session
+        .filter_map(|report| report["session"].as_str())
+        .next();
     let leaks = match (&before, options.leaks) {
-        (Some(before), Some(scope)) => leaks(&stage, before, scope)?,
+        (Some(before), Some(scope)) => leaks(&stage, before, scope, session)?,
         _ => Vec::new(),
     };
     let (client, silence) = stage.finish_traffic()?;
@@ -296,10 +300,16 @@ pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
 }
 
 /// What is there now on the nodes that was not there before, or the other way round.
-fn leaks(stage: &Stage, before: &Snapshot, scope: Scope) -> Result<Vec<String>> {
+fn leaks(
+    stage: &Stage,
+    before: &Snapshot,
+    scope: Scope,
+    session: Option<&str>,
+) -> Result<Vec<String>> {
     let deadline = Instant::now() + LEAK_DEADLINE;
     loop {
         let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);
+        diff.extend(session.map(session_pins).unwrap_or_default());
         // V's QEMU on A may end with the migration.
         diff.retain(|line| !line.starts_with("- process"));
         if diff.is_empty() || Instant::now() >= deadline {

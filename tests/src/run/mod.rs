@@ -3,11 +3,13 @@
 //! All of them are played on the same [`Stage`] and give the same [`MigrationRun`].
 
 mod baseline;
+mod disk;
 mod katamaran;
 mod result;
 mod stage;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
+pub use self::disk::{DiskLoad, DiskResult};
 pub use self::katamaran::{KatamaranProcess, MigrationOptions, Role, run_migration};
 pub use self::result::{ClientResult, MigrationRun, SideResult};
 pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};

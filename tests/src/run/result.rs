@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::disk::DiskResult;
 use crate::traffic::{TcpResult, UdpResult};
 
 /// What the client saw, per stream that was on.
@@ -16,6 +17,8 @@ pub struct ClientResult {
     pub tcp_v4: Option<TcpResult>,
     /// The TCP connection over IPv6.
     pub tcp_v6: Option<TcpResult>,
+    /// V's own writes to its disk.
+    pub disk: Option<DiskResult>,
 }
 
 impl ClientResult {
@@ -35,10 +38,13 @@ impl ClientResult {
         self.udp().map(|udp| udp.lost).sum()
     }
 
-    /// Whether every packet came back once and in order, and every connection is intact.
+    /// Whether every packet came back once and in order, and every connection
+    /// and the disk are intact.
     #[must_use]
     pub fn is_perfect(&self) -> bool {
-        self.udp().all(UdpResult::is_perfect) && self.tcp().all(|tcp| tcp.intact)
+        self.udp().all(UdpResult::is_perfect)
+            && self.tcp().all(|tcp| tcp.intact)
+            && self.disk.iter().all(DiskResult::is_intact)
     }
 }
 
@@ -110,6 +116,14 @@ impl MigrationRun {
                     tcp.echoed_bytes, tcp.intact, tcp.longest_stall_ms
                 ));
             }
+        }
+        if let Some(disk) = &self.client.disk {
+            line.push_str(&format!(
+                " disk[acknowledged={} stale={} torn={}]",
+                disk.acknowledged,
+                disk.stale_blocks.len(),
+                disk.torn_blocks.len()
+            ));
         }
         for (name, side) in [("source", &self.source), ("dest", &self.dest)] {
             if let Some(side) = side {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::disk::{self, DiskLoad};
 use super::result::ClientResult;
 use crate::lab::{
     Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
@@ -35,11 +36,14 @@ pub struct TrafficSpec {
     pub tcp_v4: Option<u64>,
     /// Bytes per second over TCP on IPv6.
     pub tcp_v6: Option<u64>,
+    /// What V writes to its disk.
+    pub disk: Option<DiskLoad>,
 }
 
 impl Default for TrafficSpec {
     fn default() -> Self {
         Self {
+            disk: None,
             pps_v4: 2000,
             pps_v6: 0,
             size: 100,
@@ -168,6 +172,7 @@ impl Client {
             udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
             tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
+            disk: None,
         })
     }
 }
@@ -185,6 +190,8 @@ pub struct Stage {
     pub qmp_a: Qmp,
     /// The lab's connection to the waiting QEMU.
     pub qmp_b: Qmp,
+    /// V's images on A and on B, if it has a disk.
+    pub drives: Option<[PathBuf; 2]>,
     /// The namespaces.
     pub lab: Lab,
     /// What it was set with.
@@ -199,12 +206,21 @@ impl Stage {
     /// When any of these does not come up in time.
     pub fn set(options: StageOptions) -> Result<Self> {
         let lab = Lab::new(options.lab.clone())?;
-        let (drive_a, drive_b) = make_drives(lab.dir(), options.storage)?;
-        let guest_a = lab.start_guest(Node::A, Start::Boot, &as_paths(&drive_a))?;
-        let guest_b = lab.start_guest(Node::B, options.incoming, &as_paths(&drive_b))?;
+        let drives = make_drives(lab.dir(), options.storage)?;
+        let drive = |at: usize| {
+            drives
+                .iter()
+                .map(|both| both[at].as_path())
+                .collect::<Vec<_>>()
+        };
+        let guest_a = lab.start_guest(Node::A, Start::Boot, &drive(0))?;
+        let guest_b = lab.start_guest(Node::B, options.incoming, &drive(1))?;
         lab.wait_for_echo(Instant::now() + BOOT_DEADLINE)
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
+        if let Some(load) = options.traffic.disk {
+            disk::start(&lab, load)?;
+        }
         let client = Client::start(&lab, &options.traffic)?;
         client.wait_for_more(WARM_UP_PACKETS)?;
         Ok(Self {
@@ -213,6 +229,7 @@ impl Stage {
             guest_b,
             qmp_a,
             qmp_b,
+            drives,
             lab,
             options,
         })
@@ -290,7 +307,14 @@ impl Stage {
             }
             text
         });
-        Ok((client.stop()?, silence))
+        let mut result = client.stop()?;
+        if let (Some(load), Some(drives)) = (self.options.traffic.disk, &self.drives) {
+            let status = self.qmp_b.command("query-status", Value::Null);
+            let on_b = status.is_ok_and(|status| status["running"] == true);
+            let image = &drives[usize::from(on_b)];
+            result.disk = Some(disk::settle(&self.lab, load, image)?);
+        }
+        Ok((result, silence))
     }
 }
 
@@ -328,25 +352,21 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn as_paths(drive: &Option<PathBuf>) -> Vec<&Path> {
-    drive.iter().map(PathBuf::as_path).collect()
-}
-
 /// The images for A and B.
-fn make_drives(dir: &Path, storage: Storage) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+fn make_drives(dir: &Path, storage: Storage) -> Result<Option<[PathBuf; 2]>> {
     let make = |name: &str, mebibytes: u64| {
         let path = dir.join(name);
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         file.set_len(mebibytes << 20)
             .with_context(|| format!("size {}", path.display()))?;
-        anyhow::Ok(Some(path))
+        anyhow::Ok(path)
     };
     match storage {
-        Storage::Diskless => Ok((None, None)),
-        Storage::Local(size) => Ok((make("disk-a.raw", size)?, make("disk-b.raw", size)?)),
+        Storage::Diskless => Ok(None),
+        Storage::Local(size) => Ok(Some([make("disk-a.raw", size)?, make("disk-b.raw", size)?])),
         Storage::Shared(size) => {
             let path = make("disk.raw", size)?;
-            Ok((path.clone(), path))
+            Ok(Some([path.clone(), path]))
         }
     }
 }
