@@ -79,6 +79,19 @@ impl Lab {
         Pump::start(&node.tap, &self.guest)
     }
 
+    /// A VXLAN device on each node, to the other; their indices.
+    pub(crate) fn vxlan(&self) -> (u32, u32) {
+        let make = |from: &Node, to: &Node| {
+            let (local, remote) = (&from.addresses()[0], &to.addresses()[0]);
+            from.netns.ip(&format!(
+                "link add vx0 type vxlan id 77 dstport 4789 local {local} remote {remote} dev up0"
+            ));
+            from.netns.ip("link set vx0 up");
+            from.netns.ifindex("vx0")
+        };
+        (make(&self.a, &self.b), make(&self.b, &self.a))
+    }
+
     pub(crate) fn vm_addresses(&self) -> Vec<IpAddr> {
         vec![V4.parse().unwrap(), V6.parse().unwrap()]
     }

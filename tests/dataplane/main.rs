@@ -6,6 +6,7 @@
 
 mod cutover;
 mod lab;
+mod mtu;
 mod netns;
 mod pump;
 mod require;

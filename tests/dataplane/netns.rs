@@ -25,6 +25,11 @@ impl Netns {
         execute("ip", &["netns", "add", &name]);
         let file = File::open(format!("/run/netns/{name}")).unwrap();
         let netns = Self { name, file };
+        // Duplicate address detection holds a new link's neighbour discovery up for seconds.
+        for conf in ["all", "default"] {
+            netns.sysctl(&format!("ipv6/conf/{conf}/accept_dad"), "0");
+            netns.sysctl(&format!("ipv6/conf/{conf}/dad_transmits"), "0");
+        }
         netns.ip("link set lo up");
         netns
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -38,13 +39,24 @@ impl Sender {
         }
     }
 
-    pub(crate) fn sent(&self) -> u32 {
-        self.next
+    /// Sets "don't fragment" and ignores what the path is said to carry.
+    pub(crate) fn forbid_fragments(&self) {
+        let (level, option) = if self.target.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+        };
+        set_option(&self.socket, level, option, libc::IP_PMTUDISC_PROBE);
     }
+}
 
-    pub(crate) fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
+fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) {
+    let size = libc::socklen_t::try_from(size_of::<i32>()).unwrap();
+    // SAFETY: an open socket, and a value of the given size that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Receives numbered datagrams in a namespace: number -> how often.
