@@ -7,8 +7,11 @@
 //!
 //! V is routed, one address to a tap, as Calico does it. Addresses of IPv6 are `fd80::2` and so on.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -77,6 +80,23 @@ impl Lab {
     /// Has V run behind a node.
     pub(crate) fn pump(&self, node: &Node) -> Pump {
         Pump::start(&node.tap, &self.guest)
+    }
+
+    /// All pins of this session.
+    pub(crate) fn pins(&self) -> BTreeSet<PathBuf> {
+        let session = PathBuf::from(format!("/sys/fs/bpf/katamaran/{}", self.session));
+        fs::read_dir(session)
+            .into_iter()
+            .flatten()
+            .flat_map(|role| fs::read_dir(role.unwrap().path()).unwrap())
+            .map(|pin| pin.unwrap().path())
+            .collect()
+    }
+
+    /// Puts a frame into V's device, behind an empty virtio header.
+    pub(crate) fn give_to_guest(&self, frame: &[u8]) {
+        let with_header = [&[0; 10], frame].concat();
+        assert_eq!((&self.guest).write(&with_header).unwrap(), with_header.len());
     }
 
     /// A VXLAN device on each node, to the other; their indices.

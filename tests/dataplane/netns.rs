@@ -61,8 +61,11 @@ impl Netns {
         self.command("ip", arguments)
     }
 
+    /// The same for any program. A blank inside an argument is written `_`.
     pub(crate) fn command(&self, program: &str, arguments: &str) -> String {
-        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        let arguments: Vec<String> =
+            arguments.split_whitespace().map(|argument| argument.replace('_', " ")).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.run(|| execute(program, &arguments))
     }
 

@@ -39,6 +39,20 @@ impl Sender {
         }
     }
 
+    /// Sends `count` datagrams as one super-packet; the last is `last` bytes, the others `size`.
+    pub(crate) fn send_super(&mut self, count: u32, size: usize, last: usize) {
+        let segment = i32::try_from(size).unwrap();
+        set_option(&self.socket, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        let mut payload = Vec::new();
+        for index in 0..count {
+            let end = payload.len() + if index + 1 == count { last } else { size };
+            payload.extend(self.next.to_be_bytes());
+            payload.resize(end, 0x5a);
+            self.next += 1;
+        }
+        self.socket.send_to(&payload, self.target).unwrap();
+    }
+
     /// Sets "don't fragment" and ignores what the path is said to carry.
     pub(crate) fn forbid_fragments(&self) {
         let (level, option) = if self.target.is_ipv4() {
@@ -90,6 +104,10 @@ impl Receiver {
 
     pub(crate) fn received(&self) -> usize {
         self.seen.lock().unwrap().len()
+    }
+
+    pub(crate) fn has(&self, number: u32) -> bool {
+        self.seen.lock().unwrap().contains_key(&number)
     }
 
     /// Each of `0..sent` exactly once.

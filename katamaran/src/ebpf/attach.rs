@@ -1,5 +1,6 @@
 //! Attaching programs, pinning what attaches them, and taking them off again.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -71,7 +72,14 @@ impl Direction {
 #[derive(Debug)]
 enum Held {
     Link { program: &'static str, link: PinnedLink },
-    Filter { program: &'static str, filter: SchedClassifierLink, pin: PathBuf, clsact_of: Option<u32> },
+    Filter {
+        program: &'static str,
+        /// aya detaches a filter that is dropped; a crash would not, and neither do pinned links.
+        filter: ManuallyDrop<SchedClassifierLink>,
+        pin: PathBuf,
+        /// The device whose clsact qdisc is ours.
+        clsact_of: Option<u32>,
+    },
 }
 
 /// All that is attached, in order; taken off in reverse.
@@ -131,7 +139,8 @@ impl Attachments {
             path: pin.clone(),
             source: Box::new(error),
         })?;
-        self.held.push(Held::Filter { program, filter: link, pin, clsact_of });
+        let filter = ManuallyDrop::new(link);
+        self.held.push(Held::Filter { program, filter, pin, clsact_of });
         Ok(())
     }
 
@@ -191,7 +200,7 @@ impl Held {
             }
             Self::Filter { program, filter, pin, clsact_of } => {
                 use aya::programs::Link as _;
-                filter
+                ManuallyDrop::into_inner(filter)
                     .detach()
                     .map_err(|source| EbpfError::Detach { program, source: Box::new(source) })?;
                 std::fs::remove_file(&pin).map_err(|source| EbpfError::Bpffs {

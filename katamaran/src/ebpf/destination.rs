@@ -138,6 +138,16 @@ impl DestinationDataplane {
         self.plane.attach_mode()
     }
 
+    /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.
+    ///
+    /// For an outcome that is not known, when V's packets must go on as they do; [`sweep`] or arming
+    /// the same session again cleans up.
+    ///
+    /// [`sweep`]: super::sweep
+    pub fn abandon(self) {
+        drop(self.plane);
+    }
+
     /// Detaches, unpins, unloads: nothing is left.
     ///
     /// Must be called on a thread in the network namespace of the devices.
