@@ -21,9 +21,15 @@ fn main() -> io::Result<()> {
     let out = PathBuf::from(variable("OUT_DIR")?);
 
     println!("cargo::rerun-if-env-changed={OVERRIDE}");
-    println!("cargo::rerun-if-changed={}", workspace.join("xtask/src/source_hash.rs").display());
+    println!(
+        "cargo::rerun-if-changed={}",
+        workspace.join("xtask/src/source_hash.rs").display()
+    );
     for input in source_hash::INPUTS {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
 
     let object = match env::var_os(OVERRIDE) {
@@ -52,8 +58,14 @@ fn main() -> io::Result<()> {
             fs::write(&target, [])?;
         }
     }
-    println!("cargo::rustc-env=KATAMARAN_SOURCE_HASH={}", source_hash::source_hash(&workspace)?);
-    println!("cargo::rustc-env=KATAMARAN_OBJECT_HASH={}", built_from(&object).unwrap_or_default());
+    println!(
+        "cargo::rustc-env=KATAMARAN_SOURCE_HASH={}",
+        source_hash::source_hash(&workspace)?
+    );
+    println!(
+        "cargo::rustc-env=KATAMARAN_OBJECT_HASH={}",
+        built_from(&object).unwrap_or_default()
+    );
     Ok(())
 }
 

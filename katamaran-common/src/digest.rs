@@ -100,7 +100,11 @@ impl<R: PacketRead> Step<R> for Datagrams {
         if self.rest == 0 {
             return false;
         }
-        let size = if self.rest < self.gso_size { self.rest } else { self.gso_size };
+        let size = if self.rest < self.gso_size {
+            self.rest
+        } else {
+            self.gso_size
+        };
         let length = self.headers.wrapping_add(size);
         let contribution = datagram(packet, self.base, self.id, length, self.start, size);
         self.sum = self.sum.wrapping_add(contribution);
@@ -139,18 +143,31 @@ fn whole<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, base: u64) -> u64 {
         return finish(beginning(packet, state, ip.l4_offset + 8, size));
     }
     if l4.header != 0 {
-        state = absorb(state, (u64::from(l4.sequence) << 32) | u64::from(l4.acknowledged));
+        state = absorb(
+            state,
+            (u64::from(l4.sequence) << 32) | u64::from(l4.acknowledged),
+        );
         return finish(absorb(state, u64::from(l4.control)));
     }
     if ip.protocol == protocol::ICMP || ip.protocol == protocol::ICMPV6 {
         if let Some(kind) = packet.half(ip.l4_offset) {
             state = absorb(state, u64::from(kind));
         }
-        return finish(beginning(packet, state, ip.l4_offset + 4, ip.body().saturating_sub(4)));
+        return finish(beginning(
+            packet,
+            state,
+            ip.l4_offset + 4,
+            ip.body().saturating_sub(4),
+        ));
     }
     if ip.protocol == protocol::SCTP {
         state = beginning(packet, state, ip.l4_offset, 8);
-        return finish(beginning(packet, state, ip.l4_offset + 12, ip.body().saturating_sub(12)));
+        return finish(beginning(
+            packet,
+            state,
+            ip.l4_offset + 12,
+            ip.body().saturating_sub(12),
+        ));
     }
     finish(beginning(packet, state, ip.l4_offset, ip.body()))
 }
@@ -162,14 +179,26 @@ fn whole<R: PacketRead>(packet: &R, ip: &Ip, l4: &L4, base: u64) -> u64 {
 /// track the exact range of everything the length depends on, through each turn of a loop.
 #[inline(always)]
 fn beginning<R: PacketRead>(packet: &R, state: u64, start: u32, size: u32) -> u64 {
-    let at = if size < 16 { start.wrapping_add(size).wrapping_sub(16) } else { start };
+    let at = if size < 16 {
+        start.wrapping_add(size).wrapping_sub(16)
+    } else {
+        start
+    };
     let words = packet.words::<4>(at).unwrap_or([0; 4]);
     let (mut first, mut second) = (pair(words[0], words[1]), pair(words[2], words[3]));
     if size < 16 {
-        first = if size > 8 { first & (u64::MAX >> (8 * (16 - size))) } else { 0 };
+        first = if size > 8 {
+            first & (u64::MAX >> (8 * (16 - size)))
+        } else {
+            0
+        };
     }
     if size < 8 {
-        second = if size > 0 { second & (u64::MAX >> (8 * (8 - size))) } else { 0 };
+        second = if size > 0 {
+            second & (u64::MAX >> (8 * (8 - size)))
+        } else {
+            0
+        };
     }
     absorb(absorb(state, first), second)
 }
@@ -184,14 +213,20 @@ mod tests {
     use crate::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse_ip, parse_l4};
 
     fn digest(packet: &[u8], gso_size: u32) -> u64 {
-        let ethertype = if packet[0] >> 4 == 4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+        let ethertype = if packet[0] >> 4 == 4 {
+            ETHERTYPE_IPV4
+        } else {
+            ETHERTYPE_IPV6
+        };
         let ip = parse_ip(&packet, ethertype, 0, u32::try_from(packet.len()).unwrap()).unwrap();
         let l4 = parse_l4(&packet, &ip);
         contribution(&packet, &ip, &l4, gso_size)
     }
 
     fn sum(packets: &[Vec<u8>]) -> u64 {
-        packets.iter().fold(0, |sum, packet| sum.wrapping_add(digest(packet, 0)))
+        packets
+            .iter()
+            .fold(0, |sum, packet| sum.wrapping_add(digest(packet, 0)))
     }
 
     fn ip_packet(v6: bool, protocol: u8, id: u16, l4: &[u8]) -> Vec<u8> {

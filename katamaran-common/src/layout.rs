@@ -83,7 +83,9 @@ impl Config {
     #[inline(always)]
     pub fn vm_mac(&self) -> [u8; 6] {
         let header = &self.deliver_header;
-        [header[0], header[1], header[2], header[3], header[4], header[5]]
+        [
+            header[0], header[1], header[2], header[3], header[4], header[5],
+        ]
     }
 }
 

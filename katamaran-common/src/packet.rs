@@ -120,7 +120,9 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn mapped(v4: u32) -> Self {
-        Self { words: [0, 0, 0xffff_u32.to_be(), v4] }
+        Self {
+            words: [0, 0, 0xffff_u32.to_be(), v4],
+        }
     }
 
     /// From the 16 bytes.
@@ -206,6 +208,7 @@ pub fn parse_ip<R: PacketRead>(packet: &R, ethertype: u16, offset: u32, room: u3
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "picks fields out of words")]
 fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
     let words = packet.words::<5>(offset)?;
     let first = u32::from_be(words[0]);
@@ -231,6 +234,7 @@ fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "picks fields out of words")]
 fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
     let words = packet.words::<10>(offset)?;
     let first = u32::from_be(words[0]);
@@ -240,8 +244,12 @@ fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
     }
     let declared = second >> 16;
     let mut ip = Ip {
-        source: Address { words: [words[2], words[3], words[4], words[5]] },
-        destination: Address { words: [words[6], words[7], words[8], words[9]] },
+        source: Address {
+            words: [words[2], words[3], words[4], words[5]],
+        },
+        destination: Address {
+            words: [words[6], words[7], words[8], words[9]],
+        },
         protocol: (second >> 8) as u8,
         id: 0,
         fragment: 0,
@@ -249,7 +257,11 @@ fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
         traffic_class: (first >> 20) as u8,
         offset,
         l4_offset: offset + IPV6_LENGTH,
-        length: if declared == 0 { room } else { declared + IPV6_LENGTH },
+        length: if declared == 0 {
+            room
+        } else {
+            declared + IPV6_LENGTH
+        },
     };
     // Four extension headers are more than any sane packet has, and a bound the verifier accepts.
     for _ in 0..4 {
@@ -297,8 +309,14 @@ impl Ip {
 #[inline(always)]
 pub fn parse_l4<R: PacketRead>(packet: &R, ip: &Ip) -> L4 {
     let body = ip.body();
-    let mut l4 =
-        L4 { header: 0, payload: body, ports: 0, sequence: 0, acknowledged: 0, control: 0 };
+    let mut l4 = L4 {
+        header: 0,
+        payload: body,
+        ports: 0,
+        sequence: 0,
+        acknowledged: 0,
+        control: 0,
+    };
     if ip.fragment != 0 {
         return l4;
     }
@@ -346,9 +364,15 @@ mod tests {
         bytes[32] = 0x80;
         let packet = &bytes[..];
         let ip = parse_ip(&packet, ETHERTYPE_IPV4, 0, 64).unwrap();
-        assert_eq!(ip.destination, Address::mapped(u32::from_ne_bytes([10, 0, 0, 2])));
+        assert_eq!(
+            ip.destination,
+            Address::mapped(u32::from_ne_bytes([10, 0, 0, 2]))
+        );
         assert_eq!(ip.destination.bytes()[12..], [10, 0, 0, 2]);
-        assert_eq!((ip.id, ip.fragment, ip.length, ip.l4_offset), (7, 0, 60, 20));
+        assert_eq!(
+            (ip.id, ip.fragment, ip.length, ip.l4_offset),
+            (7, 0, 60, 20)
+        );
         let l4 = parse_l4(&packet, &ip);
         assert_eq!((l4.header, l4.payload, l4.sequence), (32, 8, 99));
         assert_eq!(ip.headers(&l4), 52);
@@ -365,7 +389,10 @@ mod tests {
         bytes[50..52].copy_from_slice(&1u16.to_be_bytes());
         bytes[52..56].copy_from_slice(&5u32.to_be_bytes());
         let ip = parse_ip(&&bytes[..], ETHERTYPE_IPV6, 0, 80).unwrap();
-        assert_eq!((ip.protocol, ip.l4_offset, ip.id, ip.fragment), (protocol::UDP, 56, 5, 1));
+        assert_eq!(
+            (ip.protocol, ip.l4_offset, ip.id, ip.fragment),
+            (protocol::UDP, 56, 5, 1)
+        );
     }
 
     #[test]

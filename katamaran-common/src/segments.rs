@@ -61,6 +61,13 @@ mod tests {
     #[test]
     fn bytes_include_the_repeated_headers() {
         let whole = count_of(3, 40 + 3000, 40);
-        assert_eq!(whole, Count { skbs: 1, packets: 3, bytes: 3 * 1040 });
+        assert_eq!(
+            whole,
+            Count {
+                skbs: 1,
+                packets: 3,
+                bytes: 3 * 1040
+            }
+        );
     }
 }

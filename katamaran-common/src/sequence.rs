@@ -60,26 +60,38 @@ mod tests {
     #[test]
     fn an_unbroken_run_misses_nothing_across_the_wrap() {
         let sequence = noted(&[(65_534, 1), (65_535, 3), (2, 1), (3, 10)]);
-        assert_eq!((sequence.skipped, sequence.late, sequence.missing()), (0, 0, 0));
+        assert_eq!(
+            (sequence.skipped, sequence.late, sequence.missing()),
+            (0, 0, 0)
+        );
         assert_eq!(sequence.seen, 15);
     }
 
     #[test]
     fn a_gap_is_missing() {
         let sequence = noted(&[(10, 1), (13, 1)]);
-        assert_eq!((sequence.skipped, sequence.late, sequence.missing()), (2, 0, 2));
+        assert_eq!(
+            (sequence.skipped, sequence.late, sequence.missing()),
+            (2, 0, 2)
+        );
     }
 
     #[test]
     fn a_late_packet_fills_its_gap() {
         let sequence = noted(&[(10, 1), (12, 1), (11, 1), (13, 1)]);
-        assert_eq!((sequence.skipped, sequence.late, sequence.missing()), (1, 1, 0));
+        assert_eq!(
+            (sequence.skipped, sequence.late, sequence.missing()),
+            (1, 1, 0)
+        );
     }
 
     #[test]
     fn a_duplicate_is_one_too_many() {
         let sequence = noted(&[(10, 1), (11, 1), (11, 1)]);
-        assert_eq!((sequence.skipped, sequence.late, sequence.missing()), (0, 1, -1));
+        assert_eq!(
+            (sequence.skipped, sequence.late, sequence.missing()),
+            (0, 1, -1)
+        );
     }
 
     #[test]

@@ -101,9 +101,8 @@ impl Skb {
     #[inline(always)]
     pub(crate) unsafe fn copy_to(&self, target: *mut u8, length: u32) -> Option<()> {
         // SAFETY: as the caller promises.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.context.skb.skb.cast(), 0, target.cast(), length)
-        };
+        let result =
+            unsafe { bpf_skb_load_bytes(self.context.skb.skb.cast(), 0, target.cast(), length) };
         (result == 0).then_some(())
     }
 
@@ -173,12 +172,18 @@ impl PacketRead for Skb {
 
     #[inline(always)]
     fn half(&self, offset: u32) -> Option<u16> {
-        self.context.load::<u16>(offset as usize).ok().map(u16::from_be)
+        self.context
+            .load::<u16>(offset as usize)
+            .ok()
+            .map(u16::from_be)
     }
 
     #[inline(always)]
     fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S) {
-        let mut turns = Turns { skb: self.context.skb.skb, state };
+        let mut turns = Turns {
+            skb: self.context.skb.skb,
+            state,
+        };
         let callback = turn::<S> as *const () as *mut c_void;
         // SAFETY: the callback takes what it is given here, which outlives the call.
         unsafe { bpf_loop(times, callback, addr_of_mut!(turns).cast(), 0) };

@@ -9,9 +9,15 @@ use crate::maps;
 
 #[inline(always)]
 pub(crate) fn keep(skb: &Skb) {
-    let Some((slot, number)) = maps::copy_slot() else { return };
+    let Some((slot, number)) = maps::copy_slot() else {
+        return;
+    };
     let length = skb.length();
-    let captured = opaque(if length > COPY_BYTES as u32 { COPY_BYTES as u32 } else { length });
+    let captured = opaque(if length > COPY_BYTES as u32 {
+        COPY_BYTES as u32
+    } else {
+        length
+    });
     if captured == 0 || captured > COPY_BYTES as u32 {
         return;
     }
@@ -19,7 +25,10 @@ pub(crate) fn keep(skb: &Skb) {
     unsafe {
         // A reader that sees 0 knows that the slot is being written.
         write_volatile(addr_of_mut!((*slot).number), 0);
-        if skb.copy_to(addr_of_mut!((*slot).bytes).cast(), captured).is_none() {
+        if skb
+            .copy_to(addr_of_mut!((*slot).bytes).cast(), captured)
+            .is_none()
+        {
             return;
         }
         (*slot).length = length;

@@ -7,8 +7,8 @@ use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::digest::contribution;
 use katamaran_common::layout::Config;
 use katamaran_common::packet::{
-    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, parse_ip,
-    parse_l4, protocol,
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, parse_ip, parse_l4,
+    protocol,
 };
 use katamaran_common::segments::{count_of, wire_segments};
 use katamaran_common::sequence::{NUMBER_BITS_V4, NUMBER_BITS_V6};
@@ -33,7 +33,11 @@ pub(crate) fn run(skb: &Skb) -> Option<i32> {
     if !skb.is_for_this_host() || !from_peer(config, &outer) {
         return Some(pass_other(skb));
     }
-    let inner_ethertype = if outer.v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    let inner_ethertype = if outer.v4 {
+        ETHERTYPE_IPV4
+    } else {
+        ETHERTYPE_IPV6
+    };
     let header = outer.l4_offset - ETHERNET_LENGTH;
     let inner_room = room.saturating_sub(header);
     let Some(inner) = parse_ip(skb, inner_ethertype, outer.l4_offset, inner_room) else {
@@ -79,7 +83,11 @@ fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
     let segments = wire_segments(skb.gso_segments(), gso_size, l4.payload);
     let count = count_of(segments, inner.length, inner.headers(&l4));
     let contribution = contribution(skb, inner, &l4, gso_size);
-    let number = if header == 0 { 0 } else { outer_number(skb, inner.v4).unwrap_or(0) };
+    let number = if header == 0 {
+        0
+    } else {
+        outer_number(skb, inner.v4).unwrap_or(0)
+    };
 
     if header != 0 && skb.adjust_room(-(header as i32), FIXED_GSO).is_none() {
         maps::count(Counter::DecapFailed, &count);
@@ -93,7 +101,11 @@ fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
     maps::digest(Digest::Tunnelled, contribution);
     maps::stamp(Stamp::LastTunnelled);
     if header != 0 {
-        let (family, bits) = if inner.v4 { (0, NUMBER_BITS_V4) } else { (1, NUMBER_BITS_V6) };
+        let (family, bits) = if inner.v4 {
+            (0, NUMBER_BITS_V4)
+        } else {
+            (1, NUMBER_BITS_V6)
+        };
         maps::note_numbers(family, number, segments, bits);
     }
     skb.set_mark(config.mark);

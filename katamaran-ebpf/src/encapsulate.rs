@@ -44,7 +44,11 @@ pub(crate) fn fit(config: &Config, ip: &Ip, l4: &L4, gso_size: u32) -> Fit {
     let overhead = overhead(ip);
     let largest = config.path_mtu.saturating_sub(overhead);
     let headers = ip.headers(l4);
-    let length = if gso_size == 0 { ip.length } else { headers + gso_size };
+    let length = if gso_size == 0 {
+        ip.length
+    } else {
+        headers + gso_size
+    };
     if length <= largest {
         return Fit::AsIs;
     }
@@ -56,7 +60,9 @@ pub(crate) fn fit(config: &Config, ip: &Ip, l4: &L4, gso_size: u32) -> Fit {
         }
     }
     if config.oversize_ifindex != 0 {
-        return Fit::Device { ifindex: config.oversize_ifindex };
+        return Fit::Device {
+            ifindex: config.oversize_ifindex,
+        };
     }
     Fit::TooBig
 }
@@ -73,7 +79,11 @@ pub(crate) fn encapsulate(
 ) -> Option<()> {
     let flags = if keep_size { FIXED_GSO } else { 0 };
     // A super-packet's own length field may be 0, a short frame may be padded.
-    let inner = if is_super { skb.length() - ETHERNET_LENGTH } else { ip.length };
+    let inner = if is_super {
+        skb.length() - ETHERNET_LENGTH
+    } else {
+        ip.length
+    };
     if ip.v4 {
         if config.families & 1 == 0 {
             return None;
@@ -96,7 +106,9 @@ pub(crate) fn encapsulate(
 #[inline(always)]
 fn write<const N: usize>(skb: &Skb, config: &Config, header: &[u32; N], undo: i32) -> Option<()> {
     // bpf_redirect_neigh drops frames whose Ethernet destination is a group address.
-    let written = skb.store(ETHERNET_LENGTH, header).and_then(|()| skb.store(0, &config.vm_mac()));
+    let written = skb
+        .store(ETHERNET_LENGTH, header)
+        .and_then(|()| skb.store(0, &config.vm_mac()));
     if written.is_none() {
         // Nothing more can be done if this fails too: the packet is passed on either way.
         let _ = skb.adjust_room(undo, FIXED_GSO);

@@ -43,7 +43,10 @@ pub(crate) fn device(offsets: &KernelOffsets, address: u64) -> Option<Device> {
 impl KernelSkb {
     #[inline(always)]
     pub(crate) fn new(offsets: &KernelOffsets, address: u64) -> Option<Self> {
-        Some(Self { address, head: load(address, offsets.skb_head)? })
+        Some(Self {
+            address,
+            head: load(address, offsets.skb_head)?,
+        })
     }
 
     #[inline(always)]
@@ -76,7 +79,9 @@ impl KernelSkb {
     pub(crate) fn ip(&self, offsets: &KernelOffsets) -> Option<(Ip, KernelBytes)> {
         let network: u16 = load(self.address, offsets.skb_network_header)?;
         let data: u64 = load(self.address, offsets.skb_data)?;
-        let bytes = KernelBytes { base: self.head + u64::from(network) };
+        let bytes = KernelBytes {
+            base: self.head + u64::from(network),
+        };
         let before = bytes.base.wrapping_sub(data) as u32;
         let room = self.length(offsets)?.wrapping_sub(before);
         let ip = parse_ip(&bytes, self.ethertype(offsets)?, 0, room)?;

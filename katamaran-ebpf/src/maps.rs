@@ -46,13 +46,17 @@ pub(crate) fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub(crate) fn mode() -> u32 {
     // SAFETY: a valid element; volatile because user space writes it, one aligned word at a time.
-    KTM_MODE.get_ptr(0).map_or(0, |pointer| unsafe { pointer.read_volatile() })
+    KTM_MODE
+        .get_ptr(0)
+        .map_or(0, |pointer| unsafe { pointer.read_volatile() })
 }
 
 #[inline(always)]
 pub(crate) fn copying() -> bool {
     // SAFETY: as for the mode.
-    KTM_COPYING.get_ptr(0).is_some_and(|pointer| unsafe { pointer.read_volatile() } != 0)
+    KTM_COPYING
+        .get_ptr(0)
+        .is_some_and(|pointer| unsafe { pointer.read_volatile() } != 0)
 }
 
 #[inline(always)]

@@ -54,7 +54,9 @@ pub(crate) fn answer_solicitation(skb: &Skb, config: &Config, ip: &Ip) -> Option
     if skb.byte(ip.l4_offset)? != NEIGHBOUR_SOLICITATION || ip.l4_offset != ETHERNET_LENGTH + 40 {
         return None;
     }
-    let target = Address { words: skb.words(ip.l4_offset + 8)? };
+    let target = Address {
+        words: skb.words(ip.l4_offset + 8)?,
+    };
     // Duplicate address detection comes from the unspecified address: that is V's own business.
     if !maps::is_address(&target) || ip.source == Address::UNSPECIFIED {
         return None;
@@ -72,7 +74,16 @@ pub(crate) fn answer_solicitation(skb: &Skb, config: &Config, ip: &Ip) -> Option
     // The target stands in the message and is the sender.
     sum += 2 * halves(&target) + halves(&ip.source);
     if with_option {
-        let option = [TARGET_LINK_LAYER_ADDRESS, 1, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]];
+        let option = [
+            TARGET_LINK_LAYER_ADDRESS,
+            1,
+            mac[0],
+            mac[1],
+            mac[2],
+            mac[3],
+            mac[4],
+            mac[5],
+        ];
         sum += u32::from(u16::from_be_bytes([option[0], option[1]]));
         sum += u32::from(u16::from_be_bytes([option[2], option[3]]));
         sum += u32::from(u16::from_be_bytes([option[4], option[5]]));
@@ -81,7 +92,10 @@ pub(crate) fn answer_solicitation(skb: &Skb, config: &Config, ip: &Ip) -> Option
     }
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    let start = [(ADVERTISEMENT << 24 | (!sum & 0xffff)).to_be(), ADVERTISEMENT_FLAGS.to_be()];
+    let start = [
+        (ADVERTISEMENT << 24 | (!sum & 0xffff)).to_be(),
+        ADVERTISEMENT_FLAGS.to_be(),
+    ];
     skb.store(ip.l4_offset, &start)?;
     skb.store(ip.offset + 8, &target)?;
     skb.store(ip.offset + 24, &ip.source)?;

@@ -37,7 +37,11 @@ pub(crate) fn run(skb: &Skb) -> Option<i32> {
         return Some(pass_other(skb));
     }
     let l4 = parse_l4(skb, &ip);
-    Some(if redirecting { redirect(skb, config, &ip, &l4) } else { pass(skb, &ip, &l4) })
+    Some(if redirecting {
+        redirect(skb, config, &ip, &l4)
+    } else {
+        pass(skb, &ip, &l4)
+    })
 }
 
 #[inline(always)]
@@ -45,7 +49,10 @@ fn answered(skb: &Skb, config: &Config, reply: Option<()>) -> i32 {
     if reply.is_none() {
         return pass_other(skb);
     }
-    maps::count(Counter::NeighbourAnswered, &count_of(1, skb.length() - ETHERNET_LENGTH, 0));
+    maps::count(
+        Counter::NeighbourAnswered,
+        &count_of(1, skb.length() - ETHERNET_LENGTH, 0),
+    );
     skb.redirect_ingress(config.hook_ifindex)
 }
 
@@ -80,7 +87,9 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
     let fit = if config.encap == encap::IP {
         fit(config, ip, l4, gso_size)
     } else {
-        Fit::Device { ifindex: config.out_ifindex }
+        Fit::Device {
+            ifindex: config.out_ifindex,
+        }
     };
     // Where the segments are made smaller to fit, this is how many there will be.
     let segments = match fit {

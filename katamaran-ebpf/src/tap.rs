@@ -24,7 +24,11 @@ pub(crate) fn run(skb: &Skb) {
     let l4 = parse_l4(skb, &ip);
     let gso_size = skb.gso_size();
     let segments = wire_segments(skb.gso_segments(), gso_size, l4.payload);
-    let counter = if tunnelled { Counter::TapTunnelled } else { Counter::TapDirect };
+    let counter = if tunnelled {
+        Counter::TapTunnelled
+    } else {
+        Counter::TapDirect
+    };
     maps::count(counter, &count_of(segments, ip.length, ip.headers(&l4)));
     maps::digest(Digest::Tap, contribution(skb, &ip, &l4, gso_size));
 }

@@ -57,7 +57,11 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
         tunnelled(config, &ip, &bytes).filter(|inner| maps::is_address(&inner.destination))?
     };
     let l4 = parse_l4(&bytes, &inner);
-    let key = DropKey { location, reason, ifindex: device.ifindex };
+    let key = DropKey {
+        location,
+        reason,
+        ifindex: device.ifindex,
+    };
     maps::count_drop(&key, u64::from(segments(&skb, config, &l4)));
     Some(())
 }
@@ -66,9 +70,17 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
 #[inline(always)]
 fn tunnelled(config: &Config, outer: &Ip, bytes: &KernelBytes) -> Option<Ip> {
     let (ends, number, ethertype) = if outer.v4 {
-        ((config.local4, config.remote4), protocol::IPIP, ETHERTYPE_IPV4)
+        (
+            (config.local4, config.remote4),
+            protocol::IPIP,
+            ETHERTYPE_IPV4,
+        )
     } else {
-        ((config.local6, config.remote6), protocol::IPV6, ETHERTYPE_IPV6)
+        (
+            (config.local6, config.remote6),
+            protocol::IPV6,
+            ETHERTYPE_IPV6,
+        )
     };
     let ours = outer.destination == ends.0 || outer.destination == ends.1;
     if !ours || outer.protocol != number || outer.fragment != 0 {

@@ -20,7 +20,9 @@ fn the_copy_ring_keeps_the_last_frames_whole() {
     source.set_copy_ring(true).unwrap();
     drop(pump);
     sender.send(100, 100);
-    wait_until("all are passed", || source.counters().unwrap().s2.packets == 101);
+    wait_until("all are passed", || {
+        source.counters().unwrap().s2.packets == 101
+    });
     source.set_copy_ring(false).unwrap();
     let frames = source.copied_frames().unwrap();
     assert_eq!(frames.len(), 64, "the last 64 of 100");
@@ -29,7 +31,11 @@ fn the_copy_ring_keeps_the_last_frames_whole() {
     for (frame, number) in frames.iter().zip(37u32..) {
         assert!(frame.is_whole());
         assert_eq!(frame.bytes.len(), 14 + 20 + 8 + 100);
-        assert_eq!(frame.bytes[42..46], number.to_be_bytes(), "the payload's own number");
+        assert_eq!(
+            frame.bytes[42..46],
+            number.to_be_bytes(),
+            "the payload's own number"
+        );
     }
 
     // A copy is as good as the packet: V takes it, checksum and all.

@@ -82,8 +82,15 @@ fn cut_over(address: &str) {
     assert!(source.last_redirect_ns().unwrap() >= s.first_redirected_ns);
     assert_eq!(source.drops().unwrap().unwrap(), []);
     assert_eq!(destination.drops().unwrap().unwrap(), []);
-    let sequence = if address == V4 { d.sequence_v4 } else { d.sequence_v6 };
-    assert_eq!((sequence.seen, sequence.missing, sequence.late), (s.s3.packets, 0, 0));
+    let sequence = if address == V4 {
+        d.sequence_v4
+    } else {
+        d.sequence_v6
+    };
+    assert_eq!(
+        (sequence.seen, sequence.missing, sequence.late),
+        (s.s3.packets, 0, 0)
+    );
     lab.disarm(source, destination);
 }
 
@@ -110,11 +117,33 @@ pub(crate) fn drain(lab: &Lab, source: &SourceDataplane, taken_before: u64) {
 
 #[track_caller]
 pub(crate) fn assert_balanced(s: &SourceCounters, d: &DestinationCounters) {
-    assert_eq!(s.s1.packets, s.s2.packets + s.s3.packets, "S1 = S2 + S3: {s:#?}");
+    assert_eq!(
+        s.s1.packets,
+        s.s2.packets + s.s3.packets,
+        "S1 = S2 + S3: {s:#?}"
+    );
     assert_eq!(s.s1.bytes, s.s2.bytes + s.s3.bytes, "S1 = S2 + S3: {s:#?}");
-    assert_eq!((d.d1.packets, d.d1.bytes), (s.s3.packets, s.s3.bytes), "D1 = S3: {s:#?} {d:#?}");
-    assert_eq!(d.digest_d1, s.digest_s3, "digests of D1 and S3: {s:#?} {d:#?}");
-    assert_eq!(d.d3.packets, d.d1.packets + d.d2.packets, "D3 = D1 + D2: {d:#?}");
+    assert_eq!(
+        (d.d1.packets, d.d1.bytes),
+        (s.s3.packets, s.s3.bytes),
+        "D1 = S3: {s:#?} {d:#?}"
+    );
+    assert_eq!(
+        d.digest_d1, s.digest_s3,
+        "digests of D1 and S3: {s:#?} {d:#?}"
+    );
+    assert_eq!(
+        d.d3.packets,
+        d.d1.packets + d.d2.packets,
+        "D3 = D1 + D2: {d:#?}"
+    );
     assert_eq!(d.d3.bytes, d.d1.bytes + d.d2.bytes, "D3 = D1 + D2: {d:#?}");
-    assert_eq!((s.encap_failed.packets, s.too_big.packets, d.decap_failed.packets), (0, 0, 0));
+    assert_eq!(
+        (
+            s.encap_failed.packets,
+            s.too_big.packets,
+            d.decap_failed.packets
+        ),
+        (0, 0, 0)
+    );
 }

@@ -22,7 +22,9 @@ fn through_device(address: &str) {
     let mut source_spec = lab.source_spec();
     source_spec.encap = Encap::Device { ifindex: at_source };
     let mut destination_spec = lab.destination_spec();
-    destination_spec.ingress = vec![Ingress::Frames { ifindex: at_destination }];
+    destination_spec.ingress = vec![Ingress::Frames {
+        ifindex: at_destination,
+    }];
 
     let pump = lab.pump(&lab.a);
     let receiver = Receiver::new(&lab.vm);
@@ -35,7 +37,9 @@ fn through_device(address: &str) {
     source.flip().unwrap();
     sender.send(1, 100);
     // The tunnel's own neighbour entries are found with the first packet.
-    wait_until("the first comes through", || destination.counters().unwrap().d1.packets == 1);
+    wait_until("the first comes through", || {
+        destination.counters().unwrap().d1.packets == 1
+    });
     sender.send(300, 1000);
     drain(&lab, &source, taken);
     drop(pump);
@@ -44,7 +48,11 @@ fn through_device(address: &str) {
     receiver.assert_all_once(302);
     let (s, d) = (source.counters().unwrap(), destination.counters().unwrap());
     assert_balanced(&s, &d);
-    assert_eq!((s.s3.packets, d.sequence_v4.seen), (301, 0), "frames are not numbered");
+    assert_eq!(
+        (s.s3.packets, d.sequence_v4.seen),
+        (301, 0),
+        "frames are not numbered"
+    );
     lab.disarm(source, destination);
 }
 
@@ -109,12 +117,20 @@ fn without_tcx_the_programs_attach_to_clsact_and_leave_none() {
     let _pump = lab.pump(&lab.b);
     wait_until("all arrive", || receiver.received() == 101);
     receiver.assert_all_once(101);
-    assert_balanced(&source.counters().unwrap(), &destination.counters().unwrap());
+    assert_balanced(
+        &source.counters().unwrap(),
+        &destination.counters().unwrap(),
+    );
     lab.disarm(source, destination);
     let left = |netns: &crate::netns::Netns, device: &str| {
-        netns.command("tc", &format!("qdisc show dev {device}")).contains("clsact")
+        netns
+            .command("tc", &format!("qdisc show dev {device}"))
+            .contains("clsact")
     };
-    assert!(!left(&lab.a.netns, "vtap") && !left(&lab.b.netns, "vtap"), "a clsact is left");
+    assert!(
+        !left(&lab.a.netns, "vtap") && !left(&lab.b.netns, "vtap"),
+        "a clsact is left"
+    );
     assert!(left(&lab.b.netns, "up0"), "somebody else's clsact is gone");
     assert_eq!(lab.b.netns.command("tc", "filter show dev up0 ingress"), "");
 }

@@ -17,7 +17,7 @@ use std::thread;
 
 use katamaran::ebpf::{
     AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, SourceDataplane,
-    SourceSpec, TapLocation,
+    SourceSpec, TapLocation, sweep,
 };
 use katamaran::session_id::SessionId;
 
@@ -72,9 +72,20 @@ impl Lab {
         vm.ip("route add default via 169.254.1.1 dev eth0");
         vm.ip("-6 route add default via fe80::1 dev eth0");
         for gateway in ["169.254.1.1", "fe80::1"] {
-            vm.ip(&format!("neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent"));
+            vm.ip(&format!(
+                "neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent"
+            ));
         }
-        Self { client, fabric, a, b, vm, guest, session: unique_session(), underlay_mtu }
+        Self {
+            client,
+            fabric,
+            a,
+            b,
+            vm,
+            guest,
+            session: unique_session(),
+            underlay_mtu,
+        }
     }
 
     /// Has V run behind a node.
@@ -96,7 +107,10 @@ impl Lab {
     /// Puts a frame into V's device, behind an empty virtio header.
     pub(crate) fn give_to_guest(&self, frame: &[u8]) {
         let with_header = [&[0; 10], frame].concat();
-        assert_eq!((&self.guest).write(&with_header).unwrap(), with_header.len());
+        assert_eq!(
+            (&self.guest).write(&with_header).unwrap(),
+            with_header.len()
+        );
     }
 
     /// A VXLAN device on each node, to the other; their indices.
@@ -174,16 +188,11 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // After a panic the data planes were only dropped: their pins are here.
+        // After a panic the data planes were only dropped: their pins are here, and nobody's.
         if thread::panicking() {
-            for role in ["source", "destination"] {
-                let pins = format!("/sys/fs/bpf/katamaran/{}/{role}", self.session);
-                for pin in fs::read_dir(&pins).into_iter().flatten().flatten() {
-                    let _ = fs::remove_file(pin.path());
-                }
-                let _ = fs::remove_dir(&pins);
-            }
-            let _ = fs::remove_dir(format!("/sys/fs/bpf/katamaran/{}", self.session));
+            let session = self.session;
+            let swept = self.a.netns.run(|| sweep(|found| found == session));
+            println!("swept after the panic: {swept:?}");
         }
     }
 }
@@ -202,11 +211,17 @@ impl Node {
 
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let number = self.number;
-        vec![format!("10.{number}.0.2").parse().unwrap(), format!("fd{number}::2").parse().unwrap()]
+        vec![
+            format!("10.{number}.0.2").parse().unwrap(),
+            format!("fd{number}::2").parse().unwrap(),
+        ]
     }
 
     pub(crate) fn tap_location(&self) -> TapLocation {
-        TapLocation { netns_inum: self.netns.inum(), ifindex: self.netns.ifindex("vtap") }
+        TapLocation {
+            netns_inum: self.netns.inum(),
+            ifindex: self.netns.ifindex("vtap"),
+        }
     }
 }
 
@@ -221,18 +236,21 @@ fn forwarding(netns: &Netns) {
 fn connect(fabric: &Netns, netns: &Netns, number: u8, mtu: u32) {
     let device = format!("to{number}");
     let inum = netns.inum();
-    fabric.ip(&format!("link add {device} mtu {mtu} type veth peer name t{inum} mtu {mtu}"));
+    fabric.ip(&format!(
+        "link add {device} mtu {mtu} type veth peer name t{inum} mtu {mtu}"
+    ));
     let moved = netns.name();
     fabric.ip(&format!("link set t{inum} netns {moved} name up0"));
     for (end, name, address) in [(fabric, device.as_str(), 1), (netns, "up0", 2)] {
         end.ip(&format!("addr add 10.{number}.0.{address}/24 dev {name}"));
-        end.ip(&format!("-6 addr add fd{number}::{address}/64 dev {name} nodad"));
+        end.ip(&format!(
+            "-6 addr add fd{number}::{address}/64 dev {name} nodad"
+        ));
         end.ip(&format!("link set {name} up"));
     }
     netns.ip(&format!("route add default via 10.{number}.0.1"));
     netns.ip(&format!("-6 route add default via fd{number}::1"));
 }
-
 
 fn unique_session() -> SessionId {
     static NEXT: AtomicU64 = AtomicU64::new(1);

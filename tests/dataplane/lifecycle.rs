@@ -14,7 +14,11 @@ use crate::traffic::{Receiver, Sender};
 fn our_programs() -> BTreeSet<u32> {
     loaded_programs()
         .flatten()
-        .filter(|program| program.name_as_str().is_some_and(|name| name.starts_with("ktm_")))
+        .filter(|program| {
+            program
+                .name_as_str()
+                .is_some_and(|name| name.starts_with("ktm_"))
+        })
         .map(|program| program.id())
         .collect()
 }
@@ -45,8 +49,15 @@ fn nothing_is_left_after_removal() {
     assert_eq!(programs_at(&lab, "vtap"), BTreeSet::new());
     assert_eq!(lab.pins(), BTreeSet::new());
     // The kernel frees programs a little later.
-    wait_until("the programs are gone", || our_programs().is_disjoint(&loaded));
-    assert!(!lab.a.netns.command("tc", "qdisc show dev vtap").contains("clsact"));
+    wait_until("the programs are gone", || {
+        our_programs().is_disjoint(&loaded)
+    });
+    assert!(
+        !lab.a
+            .netns
+            .command("tc", "qdisc show dev vtap")
+            .contains("clsact")
+    );
 }
 
 #[test]
@@ -70,15 +81,26 @@ fn a_live_session_is_refused_and_a_dead_one_taken_over() {
         source.abandon();
         let destination = lab.arm_destination(&lab.destination_spec());
         sender.send(5, 100);
-        wait_until("still redirected", || destination.counters().unwrap().d1.packets == 5);
+        wait_until("still redirected", || {
+            destination.counters().unwrap().d1.packets == 5
+        });
 
         // The same session again takes over, in COUNT mode.
         let source = lab.arm_source(&spec);
         sender.send(5, 100);
         wait_until("passed again", || receiver.received() == 6);
-        assert_eq!(source.counters().unwrap().s2.packets, 5, "counted once: one program is left");
+        assert_eq!(
+            source.counters().unwrap().s2.packets,
+            5,
+            "counted once: one program is left"
+        );
         lab.disarm(source, destination);
-        assert!(!lab.a.netns.command("tc", "qdisc show dev vtap").contains("clsact"));
+        assert!(
+            !lab.a
+                .netns
+                .command("tc", "qdisc show dev vtap")
+                .contains("clsact")
+        );
     }
 }
 
@@ -88,11 +110,18 @@ fn a_sweep_removes_what_a_dead_process_left() {
     let lab = Lab::new(ROOMY);
     let spec = lab.source_spec();
     let source = lab.arm_source(&spec);
-    assert!(!stale_sessions().unwrap().contains(&lab.session), "it is alive");
+    assert!(
+        !stale_sessions().unwrap().contains(&lab.session),
+        "it is alive"
+    );
     source.abandon();
     assert!(stale_sessions().unwrap().contains(&lab.session));
     assert_eq!(lab.pins().len(), 3);
-    let swept = lab.a.netns.run(|| sweep(|session| session == lab.session)).unwrap();
+    let swept = lab
+        .a
+        .netns
+        .run(|| sweep(|session| session == lab.session))
+        .unwrap();
     assert_eq!(swept.len(), 1);
     assert!(swept[0].outcome.is_ok(), "{swept:?}");
     assert_eq!(lab.pins(), BTreeSet::new());
@@ -106,10 +135,20 @@ fn a_failed_arming_leaves_nothing() {
     let mut spec = lab.source_spec();
     spec.hook_ifindex = 4_000_000;
     let error = lab.a.netns.run(|| SourceDataplane::arm(&spec)).unwrap_err();
-    assert!(matches!(error, EbpfError::NoDevice { ifindex: 4_000_000, .. }));
+    assert!(matches!(
+        error,
+        EbpfError::NoDevice {
+            ifindex: 4_000_000,
+            ..
+        }
+    ));
     let mut spec = lab.destination_spec();
-    spec.ingress.push(katamaran::ebpf::Ingress::Frames { ifindex: 1 });
-    let armed = lab.b.netns.run(|| katamaran::ebpf::DestinationDataplane::arm(&spec));
+    spec.ingress
+        .push(katamaran::ebpf::Ingress::Frames { ifindex: 1 });
+    let armed = lab
+        .b
+        .netns
+        .run(|| katamaran::ebpf::DestinationDataplane::arm(&spec));
     assert!(matches!(armed.unwrap_err(), EbpfError::NotEthernet { name } if name == "lo"));
     assert_eq!(lab.pins(), BTreeSet::new());
 }

@@ -3,6 +3,8 @@
 //!
 //! Needs root and the eBPF object; without them each test prints `SKIP name: reason`, or fails if
 //! `KATAMARAN_REQUIRE` names what is missing (`root`, `bpf`).
+#![expect(clippy::unwrap_used, reason = "tests panic, helpers of tests too")]
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
 mod copies;
 mod cutover;

@@ -76,10 +76,15 @@ impl Detour {
             return;
         }
         let (at_source, at_destination) = lab.vxlan();
-        if let Encap::Ip { oversize_ifindex, .. } = &mut source.encap {
+        if let Encap::Ip {
+            oversize_ifindex, ..
+        } = &mut source.encap
+        {
             *oversize_ifindex = Some(at_source);
         }
-        destination.ingress.push(Ingress::Frames { ifindex: at_destination });
+        destination.ingress.push(Ingress::Frames {
+            ifindex: at_destination,
+        });
     }
 }
 

@@ -29,13 +29,18 @@ fn asked_while_away(address: &str) {
     // From here on nobody reads the source's tap: who answers can't be V.
     drop(pump);
     let _pump = lab.pump(&lab.b);
-    lab.a.netns.ip(&format!("neigh flush dev vtap to {address}"));
+    lab.a
+        .netns
+        .ip(&format!("neigh flush dev vtap to {address}"));
     sender.send(20, 100);
     wait_until("all arrive", || receiver.received() == 21);
     receiver.assert_all_once(21);
     let s = source.counters().unwrap();
     assert!(s.neighbours_answered.packets >= 1, "{s:#?}");
     let entry = lab.a.netns.ip(&format!("neigh show {address} dev vtap"));
-    assert!(entry.contains("02:00:00:00:00:05") && entry.contains("REACHABLE"), "{entry}");
+    assert!(
+        entry.contains("02:00:00:00:00:05") && entry.contains("REACHABLE"),
+        "{entry}"
+    );
     lab.disarm(source, destination);
 }

@@ -63,8 +63,10 @@ impl Netns {
 
     /// The same for any program. A blank inside an argument is written `_`.
     pub(crate) fn command(&self, program: &str, arguments: &str) -> String {
-        let arguments: Vec<String> =
-            arguments.split_whitespace().map(|argument| argument.replace('_', " ")).collect();
+        let arguments: Vec<String> = arguments
+            .split_whitespace()
+            .map(|argument| argument.replace('_', " "))
+            .collect();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.run(|| execute(program, &arguments))
     }
@@ -87,7 +89,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let gone = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let gone = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
         if !gone.is_ok_and(|status| status.success()) {
             println!("namespace {} could not be removed", self.name);
         }

@@ -36,16 +36,22 @@ impl Pump {
                 copy(&guest, &node, &mut buffer);
             }
         });
-        Self { stop: Some(stop), thread: Some(thread) }
+        Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 }
 
 /// Copies some of what is there.
 fn copy(mut from: &File, mut to: &File, buffer: &mut [u8]) {
     for _ in 0..64 {
-        let Ok(length) = from.read(buffer) else { return };
-        // A device that is down refuses; the frame is lost as it would be in hardware.
-        let _ = to.write(&buffer[..length]);
+        let Ok(length) = from.read(buffer) else {
+            return;
+        };
+        if let Err(error) = to.write(&buffer[..length]) {
+            println!("a device refused a frame of {length} bytes: {error}");
+        }
     }
 }
 

@@ -44,5 +44,9 @@ fn attach(file: &File, name: &str) {
         // SAFETY: an open descriptor; the argument is a number.
         unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, *offloads) == 0 }
     });
-    assert!(accepted, "TUNSETOFFLOAD: {}", std::io::Error::last_os_error());
+    assert!(
+        accepted,
+        "TUNSETOFFLOAD: {}",
+        std::io::Error::last_os_error()
+    );
 }

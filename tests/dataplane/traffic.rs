@@ -24,9 +24,17 @@ pub(crate) struct Sender {
 impl Sender {
     pub(crate) fn new(netns: &Netns, target: &str) -> Self {
         let target = SocketAddr::new(target.parse::<IpAddr>().unwrap(), PORT);
-        let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let any = if target.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
         let socket = netns.run(|| UdpSocket::bind(any).unwrap());
-        Self { socket, target, next: 0 }
+        Self {
+            socket,
+            target,
+            next: 0,
+        }
     }
 
     /// Sends `count` datagrams of `size` bytes (at least 4).
@@ -68,7 +76,13 @@ fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) {
     let size = libc::socklen_t::try_from(size_of::<i32>()).unwrap();
     // SAFETY: an open socket, and a value of the given size that outlives the call.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size,
+        )
     };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
@@ -85,7 +99,9 @@ impl Receiver {
         let socket = netns.run(|| UdpSocket::bind(("::", PORT)).unwrap());
         setsockopt(&socket, RcvBufForce, &(64 << 20)).unwrap();
         // Bounds how long stopping takes.
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
         let seen: Arc<Mutex<BTreeMap<u32, u32>>> = Arc::default();
         let stop: Arc<Mutex<bool>> = Arc::default();
         let (noted, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
@@ -95,11 +111,19 @@ impl Receiver {
                 if let Ok(length) = socket.recv(&mut buffer)
                     && let Some(number) = buffer[..length].first_chunk::<4>()
                 {
-                    *noted.lock().unwrap().entry(u32::from_be_bytes(*number)).or_default() += 1;
+                    *noted
+                        .lock()
+                        .unwrap()
+                        .entry(u32::from_be_bytes(*number))
+                        .or_default() += 1;
                 }
             }
         });
-        Self { seen, stop, thread: Some(thread) }
+        Self {
+            seen,
+            stop,
+            thread: Some(thread),
+        }
     }
 
     pub(crate) fn received(&self) -> usize {
@@ -114,9 +138,14 @@ impl Receiver {
     #[track_caller]
     pub(crate) fn assert_all_once(&self, sent: u32) {
         let seen = self.seen.lock().unwrap();
-        let lost: Vec<u32> = (0..sent).filter(|number| !seen.contains_key(number)).collect();
+        let lost: Vec<u32> = (0..sent)
+            .filter(|number| !seen.contains_key(number))
+            .collect();
         let again: Vec<_> = seen.iter().filter(|(_, times)| **times != 1).collect();
-        assert!(lost.is_empty() && again.is_empty(), "lost {lost:?}, again {again:?}");
+        assert!(
+            lost.is_empty() && again.is_empty(),
+            "lost {lost:?}, again {again:?}"
+        );
     }
 }
 

@@ -17,7 +17,11 @@ impl Wire {
         let fd = netns.run(|| {
             // SAFETY: takes no pointers; the result is checked.
             let fd = unsafe {
-                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(every))
+                libc::socket(
+                    libc::AF_PACKET,
+                    libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                    i32::from(every),
+                )
             };
             assert!(fd >= 0, "{}", std::io::Error::last_os_error());
             // SAFETY: just opened, owned by nobody else.
@@ -34,7 +38,9 @@ impl Wire {
         assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
         // Only for its read, write and time-out, which are the same for any datagram socket.
         let socket = UdpSocket::from(fd);
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         Self { socket }
     }
 
@@ -54,7 +60,12 @@ impl Wire {
     pub(crate) fn send(&self, frame: &[u8]) {
         // SAFETY: an open socket and a frame that outlives the call.
         let sent = unsafe {
-            libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0)
+            libc::send(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+            )
         };
         assert_eq!(usize::try_from(sent).ok(), Some(frame.len()));
     }

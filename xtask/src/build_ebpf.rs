@@ -75,7 +75,11 @@ pub(crate) fn run(workspace: &Path, options: &Options) -> anyhow::Result<ExitCod
         "bytes": bytes.len(),
     });
     fs::write(&record, format!("{facts:#}\n")).context("write the build record")?;
-    println!("{}: {} bytes, sources {hash}", object.display(), bytes.len());
+    println!(
+        "{}: {} bytes, sources {hash}",
+        object.display(),
+        bytes.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -84,7 +88,13 @@ fn compile(workspace: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     let status = toolchain
         .cargo()
         .current_dir(workspace)
-        .args(["build", "--locked", "--release", "--package", "katamaran-ebpf"])
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "--package",
+            "katamaran-ebpf",
+        ])
         .args(["-Zbuild-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTFLAGS", RUSTFLAGS)
@@ -115,10 +125,21 @@ fn linker_version() -> Result<String, String> {
 
 /// Checks that the file is a relocatable BPF ELF object that names all programs, sections and BTF.
 fn verify(bytes: &[u8]) -> anyhow::Result<()> {
-    ensure!(bytes.starts_with(b"\x7fELF\x02\x01"), "not a little endian 64-bit ELF file");
-    let machine = bytes.get(18..20).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
-    ensure!(machine == Some(247), "built for ELF machine {machine:?}, not for BPF (247)");
-    let names = PROGRAMS.iter().flat_map(|(program, section)| [*program, *section]);
+    ensure!(
+        bytes.starts_with(b"\x7fELF\x02\x01"),
+        "not a little endian 64-bit ELF file"
+    );
+    let machine = bytes
+        .get(18..20)
+        .and_then(|b| b.try_into().ok())
+        .map(u16::from_le_bytes);
+    ensure!(
+        machine == Some(247),
+        "built for ELF machine {machine:?}, not for BPF (247)"
+    );
+    let names = PROGRAMS
+        .iter()
+        .flat_map(|(program, section)| [*program, *section]);
     for name in names.chain(["maps", ".BTF"]) {
         let mut needle = name.as_bytes().to_vec();
         needle.push(0);

@@ -1,6 +1,10 @@
 //! Project tasks: `cargo xtask --help`.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stderr, clippy::print_stdout, reason = "a command line tool talks to its user")]
+#![expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a command line tool talks to its user"
+)]
 
 mod build_ebpf;
 mod source_hash;
@@ -39,5 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn workspace_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(PathBuf::new, Path::to_path_buf)
 }

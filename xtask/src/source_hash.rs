@@ -9,8 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// What the object depends on, relative to the workspace root.
-pub(crate) const INPUTS: [&str; 4] =
-    ["katamaran-common/src", "katamaran-common/Cargo.toml", "katamaran-ebpf/src", "katamaran-ebpf/Cargo.toml"];
+pub(crate) const INPUTS: [&str; 4] = [
+    "katamaran-common/src",
+    "katamaran-common/Cargo.toml",
+    "katamaran-ebpf/src",
+    "katamaran-ebpf/Cargo.toml",
+];
 
 /// Hashes the names and contents of all inputs, as 16 hexadecimal digits.
 ///

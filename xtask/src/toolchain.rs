@@ -151,7 +151,10 @@ fn probe(
             .env_remove("RUSTUP_TOOLCHAIN")
             .output()
             .ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let Some(version) = ask(&["-vV"]) else {
         tried.push(format!("{label}: not there, or it does not run"));
@@ -167,5 +170,8 @@ fn probe(
         .lines()
         .find_map(|line| line.strip_prefix("LLVM version: "))
         .and_then(|text| text.split('.').next()?.parse().ok());
-    Some((version.lines().next().unwrap_or_default().to_owned(), llvm_major))
+    Some((
+        version.lines().next().unwrap_or_default().to_owned(),
+        llvm_major,
+    ))
 }

@@ -71,7 +71,10 @@ impl Direction {
 
 #[derive(Debug)]
 enum Held {
-    Link { program: &'static str, link: PinnedLink },
+    Link {
+        program: &'static str,
+        link: PinnedLink,
+    },
     Filter {
         program: &'static str,
         /// aya detaches a filter that is dropped; a crash would not, and neither do pinned links.
@@ -107,7 +110,11 @@ impl Attachments {
     ) -> Result<(), EbpfError> {
         let interface = device::name(ifindex)?;
         let hook = format!("{interface} {}", direction.name());
-        let failed = |source| EbpfError::Attach { program, hook: hook.clone(), source: Box::new(source) };
+        let failed = |source| EbpfError::Attach {
+            program,
+            hook: hook.clone(),
+            source: Box::new(source),
+        };
         let mode = preference.mode();
         let mut clsact_of = None;
         let options = match mode {
@@ -118,7 +125,10 @@ impl Attachments {
                     Err(error) if already_there(&error) => {}
                     Err(error) => return Err(failed(error.into())),
                 }
-                TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: 1,
+                    ..NlOptions::default()
+                })
             }
         };
         let classifier: &mut SchedClassifier = object::program(ebpf, program)?;
@@ -129,7 +139,9 @@ impl Attachments {
         self.mode = Some(mode);
         if mode == AttachMode::Tcx {
             let link = FdLink::try_from(link).map_err(|error| {
-                failed(ProgramError::IOError(std::io::Error::other(error.to_string())))
+                failed(ProgramError::IOError(std::io::Error::other(
+                    error.to_string(),
+                )))
             })?;
             return self.pin(program, link, &pins.join(format!("{program}_{ifindex}")));
         }
@@ -140,7 +152,12 @@ impl Attachments {
             source: Box::new(error),
         })?;
         let filter = ManuallyDrop::new(link);
-        self.held.push(Held::Filter { program, filter, pin, clsact_of });
+        self.held.push(Held::Filter {
+            program,
+            filter,
+            pin,
+            clsact_of,
+        });
         Ok(())
     }
 
@@ -153,16 +170,22 @@ impl Attachments {
         pins: &Path,
     ) -> Result<(), EbpfError> {
         let raw: &mut RawTracePoint = object::program(ebpf, program)?;
-        let link = raw.attach(tracepoint).and_then(|id| raw.take_link(id)).map_err(|source| {
-            EbpfError::Attach { program, hook: tracepoint.to_owned(), source: Box::new(source) }
-        })?;
+        let link = raw
+            .attach(tracepoint)
+            .and_then(|id| raw.take_link(id))
+            .map_err(|source| EbpfError::Attach {
+                program,
+                hook: tracepoint.to_owned(),
+                source: Box::new(source),
+            })?;
         self.pin(program, link.into(), &pins.join(program))
     }
 
     fn pin(&mut self, program: &'static str, link: FdLink, path: &Path) -> Result<(), EbpfError> {
-        let link = link
-            .pin(path)
-            .map_err(|error| EbpfError::Pin { path: path.to_owned(), source: Box::new(error) })?;
+        let link = link.pin(path).map_err(|error| EbpfError::Pin {
+            path: path.to_owned(),
+            source: Box::new(error),
+        })?;
         self.held.push(Held::Link { program, link });
         Ok(())
     }
@@ -198,11 +221,19 @@ impl Held {
                 })?);
                 Ok(())
             }
-            Self::Filter { program, filter, pin, clsact_of } => {
+            Self::Filter {
+                program,
+                filter,
+                pin,
+                clsact_of,
+            } => {
                 use aya::programs::Link as _;
                 ManuallyDrop::into_inner(filter)
                     .detach()
-                    .map_err(|source| EbpfError::Detach { program, source: Box::new(source) })?;
+                    .map_err(|source| EbpfError::Detach {
+                        program,
+                        source: Box::new(source),
+                    })?;
                 std::fs::remove_file(&pin).map_err(|source| EbpfError::Bpffs {
                     operation: "remove",
                     path: pin,
@@ -223,8 +254,11 @@ fn already_there(error: &TcError) -> bool {
 }
 
 fn remove_clsact(ifindex: u32) -> Result<(), EbpfError> {
-    netlink::remove_unused_clsact(ifindex)
-        .map_err(|source| EbpfError::Clsact { operation: "remove", ifindex, source })
+    netlink::remove_unused_clsact(ifindex).map_err(|source| EbpfError::Clsact {
+        operation: "remove",
+        ifindex,
+        source,
+    })
 }
 
 fn filter_pin(program: &str, ifindex: u32, direction: Direction, created: bool) -> String {
@@ -237,15 +271,26 @@ fn filter_pin(program: &str, ifindex: u32, direction: Direction, created: bool) 
 /// TCX links and tracepoints need nothing: they go with their pin. A filter is looked for in the
 /// calling thread's namespace; a device that is gone took its filters along.
 pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
-    let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = pin
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let parts: Vec<&str> = name.split('-').collect();
-    let ["filter", program, ifindex, direction, clsact] = parts[..] else { return Ok(()) };
-    let Some((ifindex, interface)) =
-        ifindex.parse().ok().and_then(|index| Some((index, device::name(index).ok()?)))
+    let ["filter", program, ifindex, direction, clsact] = parts[..] else {
+        return Ok(());
+    };
+    let Some((ifindex, interface)) = ifindex
+        .parse()
+        .ok()
+        .and_then(|index| Some((index, device::name(index).ok()?)))
     else {
         return Ok(());
     };
-    let direction = if direction == "ingress" { Direction::Ingress } else { Direction::Egress };
+    let direction = if direction == "ingress" {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    };
     match tc::qdisc_detach_program(&interface, direction.attach_type(), program) {
         Ok(()) => {}
         Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -257,5 +302,9 @@ pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
             });
         }
     }
-    if clsact == "own" { remove_clsact(ifindex) } else { Ok(()) }
+    if clsact == "own" {
+        remove_clsact(ifindex)
+    } else {
+        Ok(())
+    }
 }

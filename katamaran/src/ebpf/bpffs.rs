@@ -60,7 +60,9 @@ impl PinDirectory {
     /// Creates the directory; what a dead owner of the same name left in it is removed first.
     pub(super) fn claim(session: SessionId, role: Role) -> Result<Self, EbpfError> {
         mount_bpffs()?;
-        let path = Path::new(ROOT).join(session.to_string()).join(role.to_string());
+        let path = Path::new(ROOT)
+            .join(session.to_string())
+            .join(role.to_string());
         create(&path)?;
         let lock = match lock(&path)? {
             Some(lock) => lock,
@@ -82,7 +84,11 @@ impl PinDirectory {
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EbpfError {
     let path = path.to_owned();
-    move |source| EbpfError::Bpffs { operation, path, source }
+    move |source| EbpfError::Bpffs {
+        operation,
+        path,
+        source,
+    }
 }
 
 fn is_bpffs(path: &Path) -> bool {
@@ -94,8 +100,14 @@ fn mount_bpffs() -> Result<(), EbpfError> {
     if is_bpffs(path) {
         return Ok(());
     }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
-        .map_err(|errno| failed("mount the BPF file system on", path)(errno.into()))
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(|errno| failed("mount the BPF file system on", path)(errno.into()))
 }
 
 fn create(path: &Path) -> Result<(), EbpfError> {
@@ -132,7 +144,10 @@ fn empty(path: &Path) -> Result<(), EbpfError> {
 
 fn remove_directories(path: &Path) -> Result<(), EbpfError> {
     fs::remove_dir(path).map_err(failed("remove", path))?;
-    let above = path.ancestors().skip(1).take_while(|above| above.starts_with(ROOT));
+    let above = path
+        .ancestors()
+        .skip(1)
+        .take_while(|above| above.starts_with(ROOT));
     for directory in above {
         // Not empty: another role, another session. That is no failure, and neither is a race.
         if fs::remove_dir(directory).is_err() {
@@ -162,7 +177,11 @@ pub fn sweep(wanted: impl Fn(SessionId) -> bool) -> Result<Vec<Swept>, EbpfError
             Ok(Some(_lock)) => empty(&path).and_then(|()| remove_directories(&path)),
             Err(error) => Err(error),
         };
-        swept.push(Swept { session, path, outcome });
+        swept.push(Swept {
+            session,
+            path,
+            outcome,
+        });
     }
     Ok(swept)
 }
@@ -190,8 +209,12 @@ fn role_directories() -> Result<Vec<(SessionId, PathBuf)>, EbpfError> {
     }
     let mut found = Vec::new();
     for directory in entries(root)? {
-        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-        let Some(session) = name.and_then(|name| name.parse().ok()) else { continue };
+        let name = directory
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let Some(session) = name.and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         found.extend(entries(&directory)?.into_iter().map(|path| (session, path)));
     }
     Ok(found)

@@ -91,7 +91,12 @@ impl Btf {
         let end = first + word(&bytes, 12)? as usize;
         let strings = header + word(&bytes, 16)? as usize;
         // Type 0 is void.
-        let mut types = vec![Type { name: 0, info: 0, size_or_type: 0, data: 0 }];
+        let mut types = vec![Type {
+            name: 0,
+            info: 0,
+            size_or_type: 0,
+            data: 0,
+        }];
         let mut at = first;
         while at < end {
             let found = Type {
@@ -103,7 +108,11 @@ impl Btf {
             at = found.data + data_length(found)?;
             types.push(found);
         }
-        Some(Self { bytes, strings, types })
+        Some(Self {
+            bytes,
+            strings,
+            types,
+        })
     }
 
     fn name(&self, offset: u32) -> &[u8] {
@@ -126,7 +135,10 @@ impl Btf {
         structure: &'static str,
         path: &'static str,
     ) -> Result<u32, BtfError> {
-        let missing = BtfError::NoField { structure, field: path };
+        let missing = BtfError::NoField {
+            structure,
+            field: path,
+        };
         let mut current = self.find(kind::STRUCT, structure)?;
         let mut bits = 0;
         for field in path.split('.') {
@@ -146,7 +158,11 @@ impl Btf {
             let member_name = word(&self.bytes, at)?;
             let member_type = word(&self.bytes, at + 4)?;
             let raw = word(&self.bytes, at + 8)?;
-            let offset = if of.has_bitfields() { raw & 0x00ff_ffff } else { raw };
+            let offset = if of.has_bitfields() {
+                raw & 0x00ff_ffff
+            } else {
+                raw
+            };
             if self.name(member_name) == name {
                 return Some((offset, member_type));
             }
@@ -186,7 +202,8 @@ impl Btf {
             else {
                 return Err(BtfError::Malformed);
             };
-            all.entry(value).or_insert_with(|| String::from_utf8_lossy(self.name(text)).into());
+            all.entry(value)
+                .or_insert_with(|| String::from_utf8_lossy(self.name(text)).into());
         }
         Ok(all)
     }
@@ -222,7 +239,10 @@ mod tests {
         let strings = b"\0int\0outer\0a\0in\0b\0c\0e\0X\0";
         let at = |text: &str| {
             let needle = [b"\0", text.as_bytes(), b"\0"].concat();
-            let found = strings.windows(needle.len()).position(|w| w == needle).unwrap();
+            let found = strings
+                .windows(needle.len())
+                .position(|w| w == needle)
+                .unwrap();
             u32::try_from(found + 1).unwrap()
         };
         let info = |kind: u32, members: u32| (kind << 24) | members;
@@ -251,8 +271,14 @@ mod tests {
         let btf = Btf::parse(sample()).unwrap();
         assert_eq!(btf.offset("outer", "a").unwrap(), 0);
         assert_eq!(btf.offset("outer", "c.b").unwrap(), 12);
-        assert!(matches!(btf.offset("outer", "d"), Err(BtfError::NoField { .. })));
-        assert!(matches!(btf.offset("other", "d"), Err(BtfError::NoType { .. })));
+        assert!(matches!(
+            btf.offset("outer", "d"),
+            Err(BtfError::NoField { .. })
+        ));
+        assert!(matches!(
+            btf.offset("other", "d"),
+            Err(BtfError::NoType { .. })
+        ));
     }
 
     #[test]

@@ -39,22 +39,29 @@ pub(super) struct CopyMap {
 
 impl CopyMap {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, EbpfError> {
-        Ok(Self { copies: object::map(ebpf, names::MAP_COPIES)? })
+        Ok(Self {
+            copies: object::map(ebpf, names::MAP_COPIES)?,
+        })
     }
 
     /// What the ring holds, oldest first.
     pub(super) fn read(&self) -> Result<Vec<CopiedFrame>, EbpfError> {
         let mut frames = Vec::new();
         for index in 0..COPY_SLOTS {
-            let slot = self.copies.get(&index, 0).map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_COPIES,
-                source,
-            })?;
+            let slot = self
+                .copies
+                .get(&index, 0)
+                .map_err(|source| EbpfError::Map {
+                    operation: "read",
+                    map: names::MAP_COPIES,
+                    source,
+                })?;
             if slot.number == 0 {
                 continue;
             }
-            let captured = usize::try_from(slot.captured).unwrap_or(0).min(slot.bytes.len());
+            let captured = usize::try_from(slot.captured)
+                .unwrap_or(0)
+                .min(slot.bytes.len());
             let mut frame = CopiedFrame {
                 number: slot.number,
                 length: slot.length,
@@ -78,7 +85,9 @@ fn complete_checksum(frame: &mut [u8]) -> Option<()> {
     if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
         return None;
     }
-    let room = u32::try_from(frame.len()).ok()?.checked_sub(ETHERNET_LENGTH)?;
+    let room = u32::try_from(frame.len())
+        .ok()?
+        .checked_sub(ETHERNET_LENGTH)?;
     let ip = parse_ip(&&*frame, ethertype, ETHERNET_LENGTH, room)?;
     if ip.fragment != 0 {
         return None;
@@ -100,7 +109,8 @@ fn complete_checksum(frame: &mut [u8]) -> Option<()> {
         0 if ip.protocol == protocol::UDP => 0xffff,
         sum => sum,
     };
-    l4.get_mut(field..field + 2)?.copy_from_slice(&sum.to_be_bytes());
+    l4.get_mut(field..field + 2)?
+        .copy_from_slice(&sum.to_be_bytes());
     Some(())
 }
 
@@ -113,7 +123,8 @@ fn checksum(ip: &Ip, l4: &[u8]) -> u16 {
     };
     // Of a v4-mapped address only the last four bytes count.
     let skip = if ip.v4 { 12 } else { 0 };
-    let mut sum = words(&ip.source.bytes()[skip..]) + words(&ip.destination.bytes()[skip..]) + words(l4);
+    let mut sum =
+        words(&ip.source.bytes()[skip..]) + words(&ip.destination.bytes()[skip..]) + words(l4);
     sum += u64::from(ip.protocol) + l4.len() as u64;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -129,17 +140,25 @@ mod tests {
     fn a_checksum_left_to_the_device_is_filled_in() {
         // 10.0.0.1 -> 10.0.0.2, UDP 1 -> 2, "hi"; only the pseudo header's sum is in place.
         let mut frame = vec![0; 12];
-        frame.extend([8, 0, 0x45, 0, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([
+            8, 0, 0x45, 0, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]);
         frame.extend([0, 1, 0, 2, 0, 10, 0x12, 0x34, b'h', b'i']);
         complete_checksum(&mut frame).unwrap();
         let ip = parse_ip(&&frame[..], ETHERTYPE_IPV4, ETHERNET_LENGTH, 30).unwrap();
-        assert_eq!(checksum(&ip, &frame[34..]), 0, "a right checksum sums to nothing");
+        assert_eq!(
+            checksum(&ip, &frame[34..]),
+            0,
+            "a right checksum sums to nothing"
+        );
     }
 
     #[test]
     fn udp_without_a_checksum_stays_without() {
         let mut frame = vec![0; 12];
-        frame.extend([8, 0, 0x45, 0, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([
+            8, 0, 0x45, 0, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]);
         frame.extend([0, 1, 0, 2, 0, 10, 0, 0, b'h', b'i']);
         assert_eq!(complete_checksum(&mut frame), None);
         assert_eq!(frame[40..42], [0, 0]);

@@ -120,33 +120,56 @@ impl CounterMaps {
         let per_cpu = self
             .counts
             .get(&counter.index(), 0)
-            .map_err(|source| EbpfError::Map { operation: "read", map: names::MAP_COUNTS, source })?;
-        Ok(per_cpu.iter().fold(Count::default(), |sum, one| add(sum, *one)))
+            .map_err(|source| EbpfError::Map {
+                operation: "read",
+                map: names::MAP_COUNTS,
+                source,
+            })?;
+        Ok(per_cpu
+            .iter()
+            .fold(Count::default(), |sum, one| add(sum, *one)))
     }
 
     fn digest(&self, digest: Digest) -> Result<u64, EbpfError> {
-        let per_cpu = self.digests.get(&digest.index(), 0).map_err(|source| EbpfError::Map {
-            operation: "read",
-            map: names::MAP_DIGESTS,
-            source,
-        })?;
-        Ok(per_cpu.iter().fold(0, |sum, one| u64::wrapping_add(sum, *one)))
+        let per_cpu = self
+            .digests
+            .get(&digest.index(), 0)
+            .map_err(|source| EbpfError::Map {
+                operation: "read",
+                map: names::MAP_DIGESTS,
+                source,
+            })?;
+        Ok(per_cpu
+            .iter()
+            .fold(0, |sum, one| u64::wrapping_add(sum, *one)))
     }
 
     fn stamps(&self, stamp: Stamp) -> Result<impl Iterator<Item = u64>, EbpfError> {
         let per_cpu = self
             .stamps
             .get(&stamp.index(), 0)
-            .map_err(|source| EbpfError::Map { operation: "read", map: names::MAP_STAMPS, source })?;
-        Ok(per_cpu.iter().copied().filter(|ns| *ns != 0).collect::<Vec<_>>().into_iter())
+            .map_err(|source| EbpfError::Map {
+                operation: "read",
+                map: names::MAP_STAMPS,
+                source,
+            })?;
+        Ok(per_cpu
+            .iter()
+            .copied()
+            .filter(|ns| *ns != 0)
+            .collect::<Vec<_>>()
+            .into_iter())
     }
 
     fn sequence(&self, family: u32) -> Result<SequenceCounters, EbpfError> {
-        let sequence = self.sequences.get(&family, 0).map_err(|source| EbpfError::Map {
-            operation: "read",
-            map: names::MAP_SEQUENCE,
-            source,
-        })?;
+        let sequence = self
+            .sequences
+            .get(&family, 0)
+            .map_err(|source| EbpfError::Map {
+                operation: "read",
+                map: names::MAP_SEQUENCE,
+                source,
+            })?;
         Ok(sequence.into())
     }
 
@@ -162,10 +185,16 @@ impl CounterMaps {
     /// Forgets the first packet that was redirected, for the next flip.
     pub(super) fn forget_first_redirected(&mut self) -> Result<(), EbpfError> {
         let map = names::MAP_STAMPS;
-        let failed = |source| EbpfError::Map { operation: "write", map, source };
+        let failed = |source| EbpfError::Map {
+            operation: "write",
+            map,
+            source,
+        };
         let cpus = nr_cpus().map_err(|(_, error)| failed(error.into()))?;
         let zeros = PerCpuValues::try_from(vec![0; cpus]).map_err(|error| failed(error.into()))?;
-        self.stamps.set(Stamp::FirstRedirected.index(), zeros, 0).map_err(failed)
+        self.stamps
+            .set(Stamp::FirstRedirected.index(), zeros, 0)
+            .map_err(failed)
     }
 
     pub(super) fn source(&self, witnessed: bool) -> Result<SourceCounters, EbpfError> {

@@ -87,15 +87,26 @@ impl DestinationDataplane {
     pub fn arm(spec: &DestinationSpec) -> Result<Self, EbpfError> {
         object::object_state()?;
         let config = config(spec)?;
-        let tap =
-            Hook::new(names::PROGRAM_TAP, spec.deliver_ifindex, Direction::Egress, spec.attach);
+        let tap = Hook::new(
+            names::PROGRAM_TAP,
+            spec.deliver_ifindex,
+            Direction::Egress,
+            spec.attach,
+        );
         let mut hooks = vec![tap];
         hooks.extend(spec.ingress.iter().map(|ingress| {
             let ifindex = match ingress {
-                Ingress::Ip { underlay_ifindex, .. } => *underlay_ifindex,
+                Ingress::Ip {
+                    underlay_ifindex, ..
+                } => *underlay_ifindex,
                 Ingress::Frames { ifindex } => *ifindex,
             };
-            Hook::new(names::PROGRAM_DELIVER, ifindex, Direction::Ingress, spec.attach)
+            Hook::new(
+                names::PROGRAM_DELIVER,
+                ifindex,
+                Direction::Ingress,
+                spec.attach,
+            )
         }));
         let (plane, ()) = Plane::arm(
             spec.session,
@@ -160,6 +171,12 @@ impl DestinationDataplane {
     }
 }
 
+/// Told apart from other sessions' marks, and from the small ones that people use.
+fn mark(session: SessionId) -> u32 {
+    let [a, b, c, d, ..] = session.0.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) | 0x8000_0000
+}
+
 fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     let mut config = Config {
         deliver_ifindex: spec.deliver_ifindex,
@@ -167,8 +184,7 @@ fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
             spec.vm_mac,
             device::ethernet_address(spec.deliver_ifindex)?,
         ),
-        // Told apart from other sessions' marks and from the small ones that people use.
-        mark: (spec.session.0 as u32) | 0x8000_0000,
+        mark: mark(spec.session),
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,
@@ -176,7 +192,11 @@ fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     };
     for ingress in &spec.ingress {
         match ingress {
-            Ingress::Ip { underlay_ifindex, local, remote } => {
+            Ingress::Ip {
+                underlay_ifindex,
+                local,
+                remote,
+            } => {
                 device::ethernet_address(*underlay_ifindex)?;
                 set_ends(&mut config, local, remote, &spec.vm_addresses)?;
             }

@@ -12,13 +12,19 @@ use super::error::EbpfError;
 pub(super) fn name(ifindex: u32) -> Result<String, EbpfError> {
     if_indextoname(ifindex)
         .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|errno| EbpfError::NoDevice { ifindex, source: errno.into() })
+        .map_err(|errno| EbpfError::NoDevice {
+            ifindex,
+            source: errno.into(),
+        })
 }
 
 /// The hardware address of an Ethernet device.
 pub(super) fn ethernet_address(ifindex: u32) -> Result<[u8; 6], EbpfError> {
     let name = name(ifindex)?;
-    let all = getifaddrs().map_err(|errno| EbpfError::NoDevice { ifindex, source: errno.into() })?;
+    let all = getifaddrs().map_err(|errno| EbpfError::NoDevice {
+        ifindex,
+        source: errno.into(),
+    })?;
     let link = all
         .filter(|entry| entry.interface_name == name)
         .filter_map(|entry| entry.address)

@@ -41,7 +41,9 @@ pub(super) struct DropMap {
 
 impl DropMap {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, EbpfError> {
-        Ok(Self { drops: object::map(ebpf, names::MAP_DROPS)? })
+        Ok(Self {
+            drops: object::map(ebpf, names::MAP_DROPS)?,
+        })
     }
 
     /// All drops, the most frequent first.

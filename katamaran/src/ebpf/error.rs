@@ -11,7 +11,9 @@ use super::bpffs::Role;
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// This binary was built without the programs.
-    #[error("the eBPF object was not built: run `cargo xtask build-ebpf` and build katamaran again")]
+    #[error(
+        "the eBPF object was not built: run `cargo xtask build-ebpf` and build katamaran again"
+    )]
     ObjectNotBuilt,
     /// The embedded programs are older than the code around them.
     #[error(

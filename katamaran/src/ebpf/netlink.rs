@@ -26,13 +26,26 @@ const CLSACT_EGRESS: u32 = 0xffff_fff3;
 /// Removes a device's clsact qdisc, unless somebody has filters there.
 pub(super) fn remove_unused_clsact(ifindex: u32) -> io::Result<()> {
     for parent in [CLSACT_INGRESS, CLSACT_EGRESS] {
-        let replies = exchange(&request(RTM_GETTFILTER, NLM_F_DUMP, ifindex, 0, parent, None))?;
+        let replies = exchange(&request(
+            RTM_GETTFILTER,
+            NLM_F_DUMP,
+            ifindex,
+            0,
+            parent,
+            None,
+        ))?;
         if replies.contains(&RTM_NEWTFILTER) {
             return Ok(());
         }
     }
-    let removal =
-        request(RTM_DELQDISC, NLM_F_ACK, ifindex, CLSACT_HANDLE, TC_H_CLSACT, Some(b"clsact\0"));
+    let removal = request(
+        RTM_DELQDISC,
+        NLM_F_ACK,
+        ifindex,
+        CLSACT_HANDLE,
+        TC_H_CLSACT,
+        Some(b"clsact\0"),
+    );
     match exchange(&removal) {
         // Gone already, or its device is.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
@@ -78,7 +91,13 @@ fn exchange(message: &[u8]) -> io::Result<Vec<u16>> {
         SockProtocol::NetlinkRoute,
     )?;
     let kernel = NetlinkAddr::new(0, 0);
-    sendmsg(socket.as_raw_fd(), &[IoSlice::new(message)], &[], MsgFlags::empty(), Some(&kernel))?;
+    sendmsg(
+        socket.as_raw_fd(),
+        &[IoSlice::new(message)],
+        &[],
+        MsgFlags::empty(),
+        Some(&kernel),
+    )?;
     let mut kinds = Vec::new();
     let mut buffer = vec![0u8; 65_536];
     loop {

@@ -6,8 +6,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::error::EbpfError;
 
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/katamaran-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/katamaran-ebpf.o"));
 const SOURCE_HASH: &str = env!("KATAMARAN_SOURCE_HASH");
 const OBJECT_HASH: &str = env!("KATAMARAN_OBJECT_HASH");
 
@@ -21,8 +20,15 @@ pub fn object_state() -> Result<(), EbpfError> {
         return Err(EbpfError::ObjectNotBuilt);
     }
     if OBJECT_HASH != SOURCE_HASH {
-        let built_from = if OBJECT_HASH.is_empty() { "unknown" } else { OBJECT_HASH };
-        return Err(EbpfError::ObjectStale { built_from, sources: SOURCE_HASH });
+        let built_from = if OBJECT_HASH.is_empty() {
+            "unknown"
+        } else {
+            OBJECT_HASH
+        };
+        return Err(EbpfError::ObjectStale {
+            built_from,
+            sources: SOURCE_HASH,
+        });
     }
     Ok(())
 }
@@ -30,7 +36,9 @@ pub fn object_state() -> Result<(), EbpfError> {
 /// Creates the maps; no program is loaded yet.
 pub(super) fn load() -> Result<Ebpf, EbpfError> {
     object_state()?;
-    EbpfLoader::new().load(OBJECT).map_err(|source| EbpfError::Load(Box::new(source)))
+    EbpfLoader::new()
+        .load(OBJECT)
+        .map_err(|source| EbpfError::Load(Box::new(source)))
 }
 
 /// Loads one program and hands it out in its own type.
@@ -39,9 +47,15 @@ where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     ebpf.program_mut(name)
-        .ok_or(EbpfError::Missing { kind: "program", name })?
+        .ok_or(EbpfError::Missing {
+            kind: "program",
+            name,
+        })?
         .try_into()
-        .map_err(|source| EbpfError::LoadProgram { program: name, source: Box::new(source) })
+        .map_err(|source| EbpfError::LoadProgram {
+            program: name,
+            source: Box::new(source),
+        })
 }
 
 /// Takes a map out of the object, in its own type. It must be kept until all programs are loaded.
@@ -52,14 +66,22 @@ where
     ebpf.take_map(name)
         .ok_or(EbpfError::Missing { kind: "map", name })?
         .try_into()
-        .map_err(|source| EbpfError::Map { operation: "open", map: name, source })
+        .map_err(|source| EbpfError::Map {
+            operation: "open",
+            map: name,
+            source,
+        })
 }
 
 /// A map that stays with the object.
 ///
 /// The object must hold every map until all programs are loaded: they refer to maps by descriptor.
-pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, EbpfError> {
-    ebpf.map_mut(name).ok_or(EbpfError::Missing { kind: "map", name })
+pub(super) fn map_mut<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Map, EbpfError> {
+    ebpf.map_mut(name)
+        .ok_or(EbpfError::Missing { kind: "map", name })
 }
 
 /// A one-slot map of single values.

@@ -37,7 +37,12 @@ impl Hook {
         direction: Direction,
         preference: AttachPreference,
     ) -> Self {
-        Self { program, ifindex, direction, preference }
+        Self {
+            program,
+            ifindex,
+            direction,
+            preference,
+        }
     }
 }
 
@@ -87,7 +92,10 @@ impl Plane {
             Err(error) => Err(error.into()),
         };
         if let Err(missing) = &witness {
-            tracing::warn!(error = missing as &dyn std::error::Error, "drops can't be witnessed");
+            tracing::warn!(
+                error = missing as &dyn std::error::Error,
+                "drops can't be witnessed"
+            );
         }
         if let Err(error) = attach_hooks(&mut ebpf, &mut attachments, &pins, hooks) {
             attachments.remove_or_warn();
@@ -97,7 +105,17 @@ impl Plane {
             return Err(error);
         }
         let counters = Mutex::new(counters);
-        Ok((Self { attachments, pins, counters, drops, witness, _ebpf: ebpf }, prepared))
+        Ok((
+            Self {
+                attachments,
+                pins,
+                counters,
+                drops,
+                witness,
+                _ebpf: ebpf,
+            },
+            prepared,
+        ))
     }
 
     pub(super) fn counters(&self) -> MutexGuard<'_, CounterMaps> {
@@ -118,7 +136,11 @@ impl Plane {
     }
 
     pub(super) fn drops(&self) -> Result<Option<Vec<PacketDrop>>, EbpfError> {
-        self.witness.as_ref().ok().map(|witness| self.drops.read(&witness.reasons)).transpose()
+        self.witness
+            .as_ref()
+            .ok()
+            .map(|witness| self.drops.read(&witness.reasons))
+            .transpose()
     }
 
     pub(super) fn attach_mode(&self) -> AttachMode {
@@ -144,10 +166,18 @@ fn attach_hooks(
         if !loaded.contains(&program) {
             object::program::<SchedClassifier>(ebpf, program)?
                 .load()
-                .map_err(|source| EbpfError::LoadProgram { program, source: Box::new(source) })?;
+                .map_err(|source| EbpfError::LoadProgram {
+                    program,
+                    source: Box::new(source),
+                })?;
             loaded.push(program);
         }
-        let Hook { ifindex, direction, preference, .. } = *hook;
+        let Hook {
+            ifindex,
+            direction,
+            preference,
+            ..
+        } = *hook;
         attachments.classifier(ebpf, program, ifindex, direction, preference, pins.path())?;
     }
     Ok(())
@@ -155,22 +185,44 @@ fn attach_hooks(
 
 fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
     let map = names::MAP_CONFIG;
-    let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?)
-        .map_err(|source| EbpfError::Map { operation: "open", map, source })?;
-    slot.set(0, config, 0).map_err(|source| EbpfError::Map { operation: "write", map, source })
+    let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?).map_err(|source| {
+        EbpfError::Map {
+            operation: "open",
+            map,
+            source,
+        }
+    })?;
+    slot.set(0, config, 0).map_err(|source| EbpfError::Map {
+        operation: "write",
+        map,
+        source,
+    })
 }
 
 fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfError> {
     let limit = MAX_ADDRESSES;
     if addresses.is_empty() || addresses.len() > limit as usize {
-        return Err(EbpfError::AddressCount { count: addresses.len(), limit });
+        return Err(EbpfError::AddressCount {
+            count: addresses.len(),
+            limit,
+        });
     }
     let map = names::MAP_ADDRESSES;
-    let mut keys = HashMap::<_, Address, u32>::try_from(object::map_mut(ebpf, map)?)
-        .map_err(|source| EbpfError::Map { operation: "open", map, source })?;
+    let mut keys =
+        HashMap::<_, Address, u32>::try_from(object::map_mut(ebpf, map)?).map_err(|source| {
+            EbpfError::Map {
+                operation: "open",
+                map,
+                source,
+            }
+        })?;
     for address in addresses {
         keys.insert(map_key(*address), 1, 0)
-            .map_err(|source| EbpfError::Map { operation: "write", map, source })?;
+            .map_err(|source| EbpfError::Map {
+                operation: "write",
+                map,
+                source,
+            })?;
     }
     Ok(())
 }

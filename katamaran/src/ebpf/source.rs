@@ -101,7 +101,9 @@ struct Switch {
 
 impl fmt::Debug for SourceDataplane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceDataplane").field("attach", &self.attach_mode()).finish_non_exhaustive()
+        f.debug_struct("SourceDataplane")
+            .field("attach", &self.attach_mode())
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,8 +120,12 @@ impl SourceDataplane {
         object::object_state()?;
         device::ethernet_address(spec.hook_ifindex)?;
         let config = config(spec)?;
-        let hooks =
-            [Hook::new(names::PROGRAM_SOURCE, spec.hook_ifindex, Direction::Egress, spec.attach)];
+        let hooks = [Hook::new(
+            names::PROGRAM_SOURCE,
+            spec.hook_ifindex,
+            Direction::Egress,
+            spec.attach,
+        )];
         let prepare = |ebpf: &mut aya::Ebpf| {
             let mut mode: Slot<u32> = object::map(ebpf, names::MAP_MODE)?;
             write(&mut mode, names::MAP_MODE, Mode::Count as u32)?;
@@ -129,9 +135,19 @@ impl SourceDataplane {
         if let Encap::Ip { local, remote, .. } = &spec.encap {
             warm_neighbours(local, remote);
         }
-        let (plane, (switch, copies)) =
-            Plane::arm(spec.session, Role::Source, config, &spec.vm_addresses, &hooks, prepare)?;
-        Ok(Self { plane, switch: Mutex::new(switch), copies })
+        let (plane, (switch, copies)) = Plane::arm(
+            spec.session,
+            Role::Source,
+            config,
+            &spec.vm_addresses,
+            &hooks,
+            prepare,
+        )?;
+        Ok(Self {
+            plane,
+            switch: Mutex::new(switch),
+            copies,
+        })
     }
 
     /// Turns V's packets to D: one map write.
@@ -160,7 +176,10 @@ impl SourceDataplane {
         let mut switch = self.switch();
         let before_ns = monotonic_ns();
         write(&mut switch.mode, names::MAP_MODE, mode as u32)?;
-        Ok(FlipTime { before_ns, after_ns: monotonic_ns() })
+        Ok(FlipTime {
+            before_ns,
+            after_ns: monotonic_ns(),
+        })
     }
 
     fn switch(&self) -> MutexGuard<'_, Switch> {
@@ -174,7 +193,11 @@ impl SourceDataplane {
     ///
     /// When the map can't be written.
     pub fn set_copy_ring(&self, on: bool) -> Result<(), EbpfError> {
-        write(&mut self.switch().copying, names::MAP_COPYING, u32::from(on))
+        write(
+            &mut self.switch().copying,
+            names::MAP_COPYING,
+            u32::from(on),
+        )
     }
 
     /// The last frames (at most 64) that were passed to the tap while the copy ring was on, oldest
@@ -258,7 +281,13 @@ fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
         ..Config::default()
     };
     match &spec.encap {
-        Encap::Ip { underlay_ifindex, local, remote, path_mtu, oversize_ifindex } => {
+        Encap::Ip {
+            underlay_ifindex,
+            local,
+            remote,
+            path_mtu,
+            oversize_ifindex,
+        } => {
             device::ethernet_address(*underlay_ifindex)?;
             config.encap = encap::IP;
             config.out_ifindex = *underlay_ifindex;
@@ -284,7 +313,8 @@ fn warm_neighbours(local: &[IpAddr], remote: &[IpAddr]) {
     const DISCARD: u16 = 9;
     for to in remote {
         for from in local.iter().filter(|from| from.is_ipv4() == to.is_ipv4()) {
-            let sent = UdpSocket::bind((*from, 0)).and_then(|socket| socket.send_to(&[], (*to, DISCARD)));
+            let sent =
+                UdpSocket::bind((*from, 0)).and_then(|socket| socket.send_to(&[], (*to, DISCARD)));
             if let Err(error) = sent {
                 tracing::debug!(%from, %to, %error, "could not warm the neighbour entry");
             }
@@ -293,7 +323,11 @@ fn warm_neighbours(local: &[IpAddr], remote: &[IpAddr]) {
 }
 
 fn write(slot: &mut Slot<u32>, map: &'static str, value: u32) -> Result<(), EbpfError> {
-    slot.set(0, value, 0).map_err(|source| EbpfError::Map { operation: "write", map, source })
+    slot.set(0, value, 0).map_err(|source| EbpfError::Map {
+        operation: "write",
+        map,
+        source,
+    })
 }
 
 fn monotonic_ns() -> u64 {

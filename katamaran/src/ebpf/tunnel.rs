@@ -15,7 +15,10 @@ pub(super) fn set_ends(
     vm_addresses: &[IpAddr],
 ) -> Result<(), EbpfError> {
     let first = |addresses: &[IpAddr], v4: bool| {
-        addresses.iter().find(|address| address.is_ipv4() == v4).map(|address| map_key(*address))
+        addresses
+            .iter()
+            .find(|address| address.is_ipv4() == v4)
+            .map(|address| map_key(*address))
     };
     if let (Some(local), Some(remote)) = (first(local, true), first(remote, true)) {
         (config.local4, config.remote4) = (local, remote);
@@ -56,7 +59,13 @@ mod tests {
         let vm = addresses(&["10.1.0.5", "fd01::5"]);
         let local = addresses(&["fd00::1", "10.0.0.1"]);
         let mut config = Config::default();
-        set_ends(&mut config, &local, &addresses(&["10.0.0.2", "fd00::2"]), &vm).unwrap();
+        set_ends(
+            &mut config,
+            &local,
+            &addresses(&["10.0.0.2", "fd00::2"]),
+            &vm,
+        )
+        .unwrap();
         assert_eq!(config.families, 3);
         assert_eq!(config.local4.bytes()[12..], [10, 0, 0, 1]);
         assert_eq!(config.remote4.bytes()[12..], [10, 0, 0, 2]);

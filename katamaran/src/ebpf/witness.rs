@@ -54,7 +54,10 @@ impl DropReasons {
         let number = reason & 0xffff;
         match self.subsystems.get(&subsystem) {
             Some(name) => {
-                format!("{}_{number}", name.trim_start_matches("SKB_DROP_REASON_SUBSYS_"))
+                format!(
+                    "{}_{number}",
+                    name.trim_start_matches("SKB_DROP_REASON_SUBSYS_")
+                )
             }
             None => format!("SUBSYSTEM_{subsystem}_{number}"),
         }
@@ -82,7 +85,9 @@ impl Witness {
             // Linux 5.17; without it the tracepoint has no reason to read.
             core: btf.enumerators("skb_drop_reason")?,
             // Linux 6.4; only names.
-            subsystems: btf.enumerators("skb_drop_reason_subsys").unwrap_or_default(),
+            subsystems: btf
+                .enumerators("skb_drop_reason_subsys")
+                .unwrap_or_default(),
         };
         Ok(Self { offsets, reasons })
     }
@@ -93,12 +98,16 @@ impl Witness {
         attachments: &mut Attachments,
         pins: &PinDirectory,
     ) -> Result<(), EbpfError> {
-        for (program, tracepoint) in
-            [(names::PROGRAM_XMIT, "net_dev_start_xmit"), (names::PROGRAM_DROP, "kfree_skb")]
-        {
+        for (program, tracepoint) in [
+            (names::PROGRAM_XMIT, "net_dev_start_xmit"),
+            (names::PROGRAM_DROP, "kfree_skb"),
+        ] {
             object::program::<RawTracePoint>(ebpf, program)?
                 .load()
-                .map_err(|source| EbpfError::LoadProgram { program, source: Box::new(source) })?;
+                .map_err(|source| EbpfError::LoadProgram {
+                    program,
+                    source: Box::new(source),
+                })?;
             attachments.tracepoint(ebpf, program, tracepoint, pins.path())?;
         }
         Ok(())
