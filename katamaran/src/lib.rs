@@ -1,7 +1,18 @@
 //! katamaran: live migration of a Kata Containers VM with proven zero packet loss.
 
+pub mod cli;
+pub mod config;
 pub mod control;
+pub mod deadline;
+pub mod discover;
 pub mod ebpf;
+pub mod migrate;
 pub mod net;
+mod open_enum;
+mod prompt_writer;
 pub mod qmp;
+pub mod relay;
 pub mod session_id;
+pub mod shutdown;
+pub mod stream;
+pub mod telemetry;

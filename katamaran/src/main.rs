@@ -1,2 +1,83 @@
-//! katamaran
-fn main() {}
+//! The command: parse, run, print the result, exit with a status that a script can use.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use katamaran::cli::{self, Command, MigrateArgs};
+use katamaran::config::Config;
+use katamaran::migrate::{destination, progress, report::Report, source, summary};
+use katamaran::{shutdown, telemetry};
+
+/// Bad usage, or refused before anything was touched.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match cli.command {
+        Some(Command::Report { file }) => match Report::read(&file) {
+            Ok(report) => print(&summary::render(&report)),
+            Err(error) => fail(USAGE, format_args!("read {}: {error}", file.display())),
+        },
+        None => migrate(&cli.migrate),
+    }
+}
+
+fn migrate(args: &MigrateArgs) -> ExitCode {
+    let config = match Config::from_args(args) {
+        Ok(config) => config,
+        Err(error) => return fail(USAGE, format_args!("{error}\n\nTry 'katamaran --help'")),
+    };
+    let bars = progress::bars();
+    if let Err(error) = telemetry::init(args.log_format, &args.log_level, bars.clone()) {
+        return fail(USAGE, format_args!("{error}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, format_args!("start the runtime: {error}")),
+    };
+    let report = runtime.block_on(async {
+        let stop = shutdown::on_signals()?;
+        Ok::<_, std::io::Error>(match config {
+            Config::Source(config) => source::run(*config, bars, stop).await,
+            Config::Destination(config) => destination::run(*config, bars, stop).await,
+        })
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return fail(1, format_args!("install signal handlers: {error}")),
+    };
+    print(&summary::render(&report));
+    if let Some(path) = &args.report
+        && let Err(error) = report.write(path)
+    {
+        fail(
+            1,
+            format_args!("write the report {}: {error}", path.display()),
+        );
+    }
+    ExitCode::from(report.exit_code(args.require_zero_drop))
+}
+
+#[expect(
+    clippy::let_underscore_must_use,
+    reason = "nobody is left to tell that standard output is gone"
+)]
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+#[expect(
+    clippy::let_underscore_must_use,
+    reason = "nobody is left to tell that standard error is gone"
+)]
+fn fail(status: u8, message: std::fmt::Arguments<'_>) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+    ExitCode::from(status)
+}

@@ -1,1 +1,16 @@
-//! The lab.
+//! The lab: two nodes, a router and a client as network namespaces, real QEMU guests between them,
+//! numbered traffic through them, and a check that nothing stays behind.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`lab`] | namespaces, guests, processes; everything is gone when the [`lab::Lab`] is dropped |
+//! | [`traffic`] | UDP and TCP through the guest's echo, with a full account of every packet |
+//! | [`run`] | whole migrations with traffic on: by katamaran, and by what it is compared with |
+//! | [`leak`] | what kernel objects there are, before and after |
+//! | [`need`] | what a test needs of the machine, and how it is skipped |
+
+pub mod lab;
+pub mod leak;
+pub mod need;
+pub mod run;
+pub mod traffic;

@@ -83,6 +83,27 @@ pub(crate) fn run(workspace: &Path, options: &Options) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds unless what is there is up to date.
+///
+/// # Errors
+/// The build fails, or this machine lacks what it needs.
+pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
+    let code = run(workspace, &Options { force: false })?;
+    ensure!(
+        code == ExitCode::SUCCESS,
+        "the eBPF programs can't be built here"
+    );
+    Ok(())
+}
+
+/// clippy for the programs: a run of its own, because features would be unified otherwise. They
+/// compile for the host as well, and the host's clippy is what everybody has.
+pub(crate) fn clippy(workspace: &Path) -> Command {
+    let mut command = crate::steps::cargo(workspace);
+    command.args(["clippy", "-p", "katamaran-ebpf", "--", "-D", "warnings"]);
+    command
+}
+
 fn compile(workspace: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     let target_dir = workspace.join("target/bpf-cargo");
     let status = toolchain

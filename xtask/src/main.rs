@@ -7,9 +7,14 @@
 )]
 
 mod build_ebpf;
+mod lab;
 mod source_hash;
+mod steps;
+mod test;
+mod tidy;
 mod toolchain;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -26,12 +31,39 @@ struct Cli {
 enum Task {
     /// Builds the eBPF object into target/bpf/, where katamaran's build script picks it up
     BuildEbpf(build_ebpf::Options),
+    /// Runs the tests: everything (root, QEMU), or only what needs neither
+    Test {
+        /// `smoke`: the part that needs neither root nor QEMU nor an eBPF toolchain
+        #[arg(value_parser = ["all", "smoke"], default_value = "all")]
+        part: String,
+    },
+    /// Checks the project's own rules
+    Tidy,
+    /// Migrates again and again under load and prints a table (root; flags: see `soak --help`)
+    #[command(disable_help_flag = true)]
+    Soak {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Runs the lab by hand (root; see `lab --help`)
+    #[command(disable_help_flag = true)]
+    Lab {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
     let workspace = workspace_root();
     let outcome = match Cli::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&workspace, &options),
+        Task::Test { part } if part == "smoke" => Ok(test::smoke(&workspace)),
+        Task::Test { .. } => Ok(test::all(&workspace)),
+        Task::Tidy => tidy::check(&workspace)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(anyhow::Error::msg),
+        Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
+        Task::Lab { args } => lab::run(&workspace, None, &args),
     };
     match outcome {
         Ok(code) => code,

@@ -1,0 +1,214 @@
+//! The command line as typed; [`crate::config`] turns it into something that can be run.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// What the exit status tells a script; shown by `--help`.
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    success
+  1    migration failed, the VM runs on the source, safe to retry
+  2    bad usage or preflight, nothing was touched
+  3    migrated, but zero-drop is not proven (with --require-zero-drop)
+  4    undecided after COMMIT, an operator is needed
+  5    done, but something was left behind (listed)
+  130  interrupted and cleaned up";
+
+/// Live-migrates a Kata Containers VM to another node and proves that no packet was lost.
+///
+/// Start `katamaran --mode dest` beside the incoming QEMU on the destination node, then
+/// `katamaran --mode source` on the node that runs the VM.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_STATUS, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub migrate: MigrateArgs,
+}
+
+/// Everything that is not a migration.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a JSON report that --report wrote, as the summary a migration prints
+    Report {
+        /// The report file
+        file: PathBuf,
+    },
+}
+
+/// Flags of `katamaran --mode source|dest`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Which side this node is
+    #[arg(long, value_name = "source|dest")]
+    pub mode: Option<String>,
+    /// QMP socket of the VM's QEMU on this node
+    #[arg(long, value_name = "PATH")]
+    pub qmp: Option<PathBuf>,
+    /// Address(es) of the destination on the node network, one per family of the VM [source]
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
+    pub dest_ip: Vec<String>,
+    /// Address(es) of the VM, IPv4 and/or IPv6 [source]
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
+    pub vm_ip: Vec<String>,
+    /// The destination's one listening port
+    #[arg(long, value_name = "N", default_value_t = 7482)]
+    pub port: u16,
+    /// Address to listen on [dest; default: all]
+    #[arg(long, value_name = "IP")]
+    pub listen: Option<String>,
+    /// The VM's tap device [default: found through QEMU]
+    #[arg(long, value_name = "DEV")]
+    pub tap: Option<String>,
+    /// Network namespace of the tap [default: QEMU's]
+    #[arg(long, value_name = "PATH")]
+    pub tap_netns: Option<PathBuf>,
+    /// Where to hook the redirect [source; default: the device that the route to the VM resolves to]
+    #[arg(long, value_name = "DEV")]
+    pub redirect_dev: Option<String>,
+    /// Both nodes open the same volume: do not mirror disks
+    #[arg(long)]
+    pub shared_storage: bool,
+    /// Drives to mirror
+    #[arg(
+        long,
+        value_name = "ID[,ID]",
+        value_delimiter = ',',
+        default_value = "drive-virtio-disk0"
+    )]
+    pub drive_id: Vec<String>,
+    /// How packets travel from source to destination (ipip: IPIP for v4, IP6IP6 for v6)
+    #[arg(long, value_name = "auto|ipip|gre|vxlan|none", default_value = "auto")]
+    pub tunnel_mode: String,
+    /// The longest pause of the VM that is accepted, in milliseconds [source]
+    #[arg(long, value_name = "MS", default_value_t = 50)]
+    pub downtime: u64,
+    /// Give up when the RAM copy has not converged after this many seconds [source]
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    pub migration_timeout: u64,
+    /// Let QEMU slow the guest down when its memory changes faster than it can be copied [source]
+    #[arg(long)]
+    pub auto_converge: bool,
+    /// Number of multifd channels for RAM, 0 for one plain stream [source]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub multifd_channels: u8,
+    /// Limit of the RAM copy, e.g. 500M (bytes per second) [source; default: none]
+    #[arg(long, value_name = "BYTES/S")]
+    pub max_bandwidth: Option<String>,
+    /// Longest wait, in seconds, for the network to send the VM's packets to the destination by itself [source]
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub cni_convergence_delay: u64,
+    /// What becomes of the stopped VM on the source once the destination runs it [source]
+    #[arg(long, value_name = "quit|keep", value_enum, default_value_t = SourceVm::Quit)]
+    pub source_vm: SourceVm,
+    /// Write the JSON report here
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Exit with status 3 unless the verdict is `proven`
+    #[arg(long)]
+    pub require_zero_drop: bool,
+    /// Certificates for the session between the nodes (not implemented yet)
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure_plaintext")]
+    pub tls_dir: Option<PathBuf>,
+    /// Send the VM's memory and the session unencrypted and unauthenticated
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+    /// Format of the log on standard error
+    #[arg(long, value_name = "text|json", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Log level: error, warn, info, debug, trace, or a filter such as katamaran=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One human-readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// What becomes of the source's stopped VM after COMMIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SourceVm {
+    /// End its QEMU, so that nobody can resume a second copy.
+    Quit,
+    /// Leave it stopped.
+    Keep,
+}
+
+/// Parses the command line. Long flags are also taken with one dash (`-dest-ip`), because
+/// existing scripts write them so.
+///
+/// # Errors
+/// clap's error, which carries the message, the stream and the exit status (2).
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(with_two_dashes(args))
+}
+
+/// Turns `-name` and `-name=value` into `--name...` where `name` is a long flag of ours.
+fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let command = Cli::command();
+    let known = |name: &str| {
+        matches!(name, "help" | "version")
+            || command.get_arguments().any(|a| a.get_long() == Some(name))
+    };
+    args.into_iter()
+        .map(|arg| match arg.to_str() {
+            Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => {
+                let name = text[1..].split('=').next().unwrap_or_default();
+                if known(name) {
+                    format!("-{text}").into()
+                } else {
+                    arg
+                }
+            }
+            _ => arg,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Cli, clap::Error> {
+        parse(args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn one_dash_is_as_good_as_two() {
+        let cli = parsed(&[
+            "katamaran",
+            "-mode",
+            "source",
+            "-dest-ip=10.0.0.2",
+            "-shared-storage",
+        ])
+        .unwrap();
+        assert_eq!(cli.migrate.mode.as_deref(), Some("source"));
+        assert_eq!(cli.migrate.dest_ip, ["10.0.0.2"]);
+        assert!(cli.migrate.shared_storage);
+    }
+
+    #[test]
+    fn positional_and_unknown_arguments_are_refused() {
+        for args in [
+            &["katamaran", "stray"][..],
+            &["katamaran", "--mode", "source", "stray"],
+            &["katamaran", "-no-such"],
+        ] {
+            assert_eq!(parsed(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Validated settings. Nothing here touches the machine: what is wrong with a command line is
+//! known before the first socket is opened.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{MigrateArgs, SourceVm};
+
+/// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
+/// migration is not live.
+const DOWNTIME_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
+/// More channels than QEMU accepts (`multifd-channels` is a u8) or than help.
+const MULTIFD_MAX: u8 = 64;
+
+/// How packets travel from the source to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelMode {
+    /// `Ipip` where every packet of the VM fits the path MTU with its outer header, else `Vxlan`.
+    Auto,
+    /// Encapsulated by the eBPF program: IPIP for IPv4, IP6IP6 for IPv6.
+    Ipip,
+    /// The kernel's vxlan device, which may fragment its outer header.
+    Vxlan,
+    /// No redirect: packets that reach the source after the VM stopped are lost, and said to be.
+    None,
+}
+
+/// One side of a migration, ready to run.
+#[derive(Debug, Clone)]
+pub enum Config {
+    Source(Box<SourceConfig>),
+    Destination(Box<DestinationConfig>),
+}
+
+/// What both sides know.
+#[derive(Debug, Clone)]
+pub struct CommonConfig {
+    pub qmp: PathBuf,
+    pub port: u16,
+    pub tap: Option<String>,
+    pub tap_netns: Option<PathBuf>,
+    pub tunnel: TunnelMode,
+    pub report: Option<PathBuf>,
+    pub require_zero_drop: bool,
+}
+
+/// The node that runs the VM.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    pub common: CommonConfig,
+    /// Canonical, without duplicates, at most one per family.
+    pub dest_ips: Vec<IpAddr>,
+    /// Canonical, without duplicates.
+    pub vm_ips: Vec<IpAddr>,
+    pub redirect_dev: Option<String>,
+    pub downtime: Duration,
+    pub migration_timeout: Duration,
+    pub auto_converge: bool,
+    pub multifd_channels: u8,
+    /// Bytes per second.
+    pub max_bandwidth: Option<u64>,
+    pub linger_limit: Duration,
+    pub source_vm: SourceVm,
+}
+
+/// The node that will run the VM.
+#[derive(Debug, Clone)]
+pub struct DestinationConfig {
+    pub common: CommonConfig,
+    pub listen: Option<IpAddr>,
+}
+
+/// All that is wrong with a command line.
+#[derive(Debug, thiserror::Error)]
+pub struct UsageError {
+    problems: Vec<String>,
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\nerror: "))
+    }
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in one error.
+    pub fn from_args(args: &MigrateArgs) -> Result<Self, UsageError> {
+        let mut problems = Vec::new();
+        let config = match args.mode.as_deref() {
+            Some("source") => source(args, &mut problems).map(|c| Self::Source(Box::new(c))),
+            Some("dest") => {
+                destination(args, &mut problems).map(|c| Self::Destination(Box::new(c)))
+            }
+            Some(other) => {
+                problems.push(format!("invalid --mode {other:?}: it is source or dest"));
+                None
+            }
+            None => {
+                problems.push("--mode is missing: source on the node that runs the VM, dest on the one that will".into());
+                None
+            }
+        };
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(UsageError { problems }),
+        }
+    }
+}
+
+fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig> {
+    let common = common(args, problems);
+    let dest_ips = addresses(
+        "--dest-ip",
+        "the destination's address on the node network",
+        &args.dest_ip,
+        problems,
+    );
+    let vm_ips = addresses("--vm-ip", "the VM's address", &args.vm_ip, problems);
+    for family in [Family::V4, Family::V6] {
+        let vm = vm_ips.iter().find(|ip| Family::of(ip) == family);
+        let dests = dest_ips
+            .iter()
+            .filter(|ip| Family::of(ip) == family)
+            .count();
+        if dests > 1 {
+            problems.push(format!(
+                "--dest-ip has {dests} {family} addresses: give one per family"
+            ));
+        }
+        if let (Some(vm), 0, false) = (vm, dests, dest_ips.is_empty()) {
+            problems.push(format!(
+                "mixed address families: the VM has {family} address {vm}, but --dest-ip has none to carry it; \
+                 add the destination's {family} address to --dest-ip"
+            ));
+        }
+    }
+    if args.listen.is_some() {
+        problems.push("--listen belongs to --mode dest".into());
+    }
+    if !DOWNTIME_MS.contains(&args.downtime) {
+        problems.push(format!(
+            "--downtime {} is out of range: {}-{} ms",
+            args.downtime,
+            DOWNTIME_MS.start(),
+            DOWNTIME_MS.end()
+        ));
+    }
+    if args.multifd_channels > MULTIFD_MAX {
+        problems.push(format!(
+            "--multifd-channels {} is out of range: 0-{MULTIFD_MAX}",
+            args.multifd_channels
+        ));
+    }
+    if args.migration_timeout == 0 {
+        problems.push("--migration-timeout 0: give at least one second".into());
+    }
+    let max_bandwidth = args.max_bandwidth.as_deref().and_then(|text| {
+        bytes_per_second(text).or_else(|| {
+            problems.push(format!(
+                "--max-bandwidth {text:?} is not a number of bytes per second, such as 500M or 1G"
+            ));
+            None
+        })
+    });
+    Some(SourceConfig {
+        common: common?,
+        dest_ips,
+        vm_ips,
+        redirect_dev: device_name("--redirect-dev", args.redirect_dev.as_deref(), problems),
+        downtime: Duration::from_millis(args.downtime),
+        migration_timeout: Duration::from_secs(args.migration_timeout),
+        auto_converge: args.auto_converge,
+        multifd_channels: args.multifd_channels,
+        max_bandwidth,
+        linger_limit: Duration::from_secs(args.cni_convergence_delay),
+        source_vm: args.source_vm,
+    })
+}
+
+fn destination(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<DestinationConfig> {
+    let common = common(args, problems);
+    for (flag, given) in [
+        ("--dest-ip", !args.dest_ip.is_empty()),
+        ("--vm-ip", !args.vm_ip.is_empty()),
+        ("--redirect-dev", args.redirect_dev.is_some()),
+        ("--max-bandwidth", args.max_bandwidth.is_some()),
+        ("--auto-converge", args.auto_converge),
+    ] {
+        if given {
+            problems.push(format!(
+                "{flag} belongs to --mode source: the destination learns it from there"
+            ));
+        }
+    }
+    let listen = args
+        .listen
+        .as_deref()
+        .and_then(|text| address("--listen", text, problems));
+    Some(DestinationConfig {
+        common: common?,
+        listen,
+    })
+}
+
+fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig> {
+    if args.qmp.is_none() {
+        problems.push("--qmp is missing: the QMP socket of the VM's QEMU on this node".into());
+    }
+    if args.port == 0 {
+        problems.push("--port 0: give the destination's listening port".into());
+    }
+    if !args.shared_storage {
+        problems.push(
+            "mirroring local disks is not implemented yet: pass --shared-storage, and only if both QEMUs open the \
+             same volume (or the VM has no disk)"
+                .into(),
+        );
+    }
+    if args.tls_dir.is_some() {
+        problems.push("--tls-dir is not implemented yet: the session can only be run with --insecure-plaintext".into());
+    } else if !args.insecure_plaintext {
+        problems.push(
+            "the session would be neither encrypted nor authenticated, and carries the VM's memory: \
+             pass --insecure-plaintext if the node network is trusted"
+                .into(),
+        );
+    }
+    let tunnel = match args.tunnel_mode.as_str() {
+        "auto" => TunnelMode::Auto,
+        "ipip" => TunnelMode::Ipip,
+        "vxlan" => TunnelMode::Vxlan,
+        "none" => TunnelMode::None,
+        "gre" => {
+            problems
+                .push("--tunnel-mode gre is not implemented yet: use auto, ipip or vxlan".into());
+            TunnelMode::Auto
+        }
+        other => {
+            problems.push(format!(
+                "invalid --tunnel-mode {other:?}: it is auto, ipip, gre, vxlan or none"
+            ));
+            TunnelMode::Auto
+        }
+    };
+    Some(CommonConfig {
+        qmp: args.qmp.clone()?,
+        port: args.port,
+        tap: device_name("--tap", args.tap.as_deref(), problems),
+        tap_netns: args.tap_netns.clone(),
+        tunnel,
+        report: args.report.clone(),
+        require_zero_drop: args.require_zero_drop,
+    })
+}
+
+/// The kernel's rules for a device name (`dev_valid_name()`, net/core/dev.c; IFNAMSIZ is 16).
+fn device_name(flag: &str, name: Option<&str>, problems: &mut Vec<String>) -> Option<String> {
+    let name = name?;
+    let valid = !name.is_empty()
+        && name.len() <= 15
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0');
+    if !valid {
+        problems.push(format!(
+            "{flag} {name:?} is not a device name (1-15 characters, no '/', ':' or space)"
+        ));
+    }
+    Some(name.to_owned())
+}
+
+fn addresses(flag: &str, what: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<IpAddr> {
+    if texts.is_empty() {
+        problems.push(format!("{flag} is missing: {what}"));
+    }
+    let mut addresses = Vec::new();
+    for text in texts {
+        let Some(ip) = address(flag, text, problems) else {
+            continue;
+        };
+        if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+            problems.push(format!("{flag} {ip} is not the address of one host"));
+        } else if addresses.contains(&ip) {
+            problems.push(format!("{flag} has {ip} twice"));
+        } else {
+            addresses.push(ip);
+        }
+    }
+    addresses
+}
+
+/// Parses one address; IPv4-mapped IPv6 counts as IPv4.
+fn address(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<IpAddr> {
+    let trimmed = text.trim();
+    if let Ok(ip) = trimmed.parse::<IpAddr>() {
+        return Some(ip.to_canonical());
+    }
+    problems.push(if trimmed.contains('%') {
+        format!("invalid {flag} {text:?}: an address with a zone is not routable between nodes")
+    } else {
+        format!("invalid {flag} {text:?}: not an IPv4 or IPv6 address")
+    });
+    None
+}
+
+/// `500M`, `1G`, `1048576`: bytes per second, binary multiples.
+fn bytes_per_second(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return None,
+    };
+    digits
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(factor)
+        .filter(|rate| *rate > 0)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(ip: &IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli;
+
+    const SOURCE: &[&str] = &[
+        "katamaran",
+        "--mode",
+        "source",
+        "--qmp",
+        "/q",
+        "--dest-ip",
+        "10.0.0.2",
+        "--vm-ip",
+        "10.1.0.5",
+        "--shared-storage",
+        "--insecure-plaintext",
+    ];
+
+    fn config(base: &[&str], extra: &[&str]) -> Result<Config, UsageError> {
+        let args = base.iter().chain(extra).map(std::ffi::OsString::from);
+        Config::from_args(&cli::parse(args).unwrap().migrate)
+    }
+
+    fn refused(base: &[&str], extra: &[&str]) -> String {
+        config(base, extra).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_full_source_command_line_is_taken() {
+        let Config::Source(c) = config(SOURCE, &["--max-bandwidth", "500M"]).unwrap() else {
+            panic!("not a source")
+        };
+        assert_eq!(c.max_bandwidth, Some(500 << 20));
+        assert_eq!(c.vm_ips, ["10.1.0.5".parse::<IpAddr>().unwrap()]);
+        assert_eq!(c.downtime, Duration::from_millis(50));
+    }
+
+    #[test]
+    fn everything_wrong_is_told_at_once() {
+        let text = refused(&["katamaran", "--mode", "source"], &[]);
+        for flag in [
+            "--qmp",
+            "--dest-ip",
+            "--vm-ip",
+            "--shared-storage",
+            "--insecure-plaintext",
+        ] {
+            assert!(text.contains(flag), "{flag} is not named in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_value_is_shown() {
+        assert!(refused(&["katamaran", "--mode", "sauce"], &[]).contains("sauce"));
+        assert!(refused(SOURCE, &["--vm-ip", "10.1.0.300"]).contains("10.1.0.300"));
+        assert!(refused(SOURCE, &["--vm-ip", "fe80::1%eth0"]).contains("zone"));
+        assert!(refused(SOURCE, &["--tunnel-mode", "carrier-pigeon"]).contains("carrier-pigeon"));
+        assert!(refused(SOURCE, &["--tap", "a/b"]).contains("a/b"));
+        assert!(refused(SOURCE, &["--downtime", "0"]).contains("out of range"));
+        assert!(refused(SOURCE, &["--max-bandwidth", "fast"]).contains("fast"));
+    }
+
+    #[test]
+    fn mixed_families_are_refused_both_ways() {
+        assert!(refused(SOURCE, &["--vm-ip", "fd00::5"]).contains("IPv6 address fd00::5"));
+        let v6 = &SOURCE
+            .iter()
+            .map(|a| if *a == "10.0.0.2" { "fd00::2" } else { *a })
+            .collect::<Vec<_>>();
+        assert!(refused(v6, &[]).contains("IPv4 address 10.1.0.5"));
+        assert!(config(SOURCE, &["--vm-ip", "fd01::5", "--dest-ip", "fd00::2"]).is_ok());
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4_and_duplicates_are_refused() {
+        assert!(refused(SOURCE, &["--vm-ip", "::ffff:10.1.0.5"]).contains("twice"));
+    }
+
+    #[test]
+    fn flags_of_the_other_side_are_refused() {
+        let dest = &[
+            "katamaran",
+            "--mode",
+            "dest",
+            "--qmp",
+            "/q",
+            "--shared-storage",
+            "--insecure-plaintext",
+        ];
+        assert!(config(dest, &[]).is_ok());
+        assert!(refused(dest, &["--vm-ip", "10.1.0.5"]).contains("--mode source"));
+        assert!(refused(SOURCE, &["--listen", "10.0.0.1"]).contains("--mode dest"));
+    }
+}

@@ -1,0 +1,69 @@
+//! The one table of named time limits: nothing in this crate waits without one of them.
+//!
+//! A limit is how long a working peer may take on a busy node, not how long it usually takes.
+
+use std::time::Duration;
+
+/// Connecting to QEMU's monitor: socket, greeting and capability negotiation together.
+pub const QMP_CONNECT: Duration = Duration::from_secs(5);
+
+/// A QMP query or setting. QEMU answers from its main loop, which device save and load hold up.
+pub const QMP_QUICK: Duration = Duration::from_secs(5);
+
+/// A QMP command that stops or starts the guest: it drains disk I/O or activates disks first.
+pub const QMP_RUN_STATE: Duration = Duration::from_secs(10);
+
+/// A QMP command that starts, continues or cancels a migration. The migration itself goes on after
+/// the reply; opening its channels is part of the command.
+pub const QMP_MIGRATION: Duration = Duration::from_secs(10);
+
+/// What a connection to the destination's port has to say who it is: the TLS handshake, if any,
+/// and the preamble.
+pub const PREAMBLE: Duration = Duration::from_secs(3);
+
+/// Between two heartbeats of the control session, in either direction.
+pub const HEARTBEAT_PERIOD: Duration = Duration::from_millis(250);
+
+/// How long the peer of the control session may send nothing, heartbeats included, before it
+/// counts as gone. Busy nodes with emulated guests were seen to stall for more than a second.
+pub const PEER_SILENCE: Duration = Duration::from_secs(5);
+
+/// Closing the control session: what was sent goes out, then the peer closes its end.
+pub const CONTROL_CLOSE: Duration = Duration::from_secs(2);
+
+/// Connecting one migration stream onwards: to the destination node, or to the incoming QEMU.
+pub const RELAY_CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a migration stream may wait for those that QEMU opened before it.
+pub const RELAY_ORDER: Duration = Duration::from_secs(5);
+
+/// Ending a relay: streams are cut, tasks joined.
+pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Connecting to the destination's port.
+pub const DIAL: Duration = Duration::from_secs(5);
+
+/// Telling a source that it is refused.
+pub const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Before the destination's port is tried again after it could not accept.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A request to the other node, unless it has a limit of its own. Arming loads programs there.
+pub const REQUEST: Duration = Duration::from_secs(10);
+
+/// From the VM's stop until the destination has loaded it: what RAM remained, at the user's pace.
+pub const SWITCHOVER: Duration = Duration::from_secs(30);
+
+/// COMMIT to its answer: the destination runs the VM in between. Longer than [`QMP_RUN_STATE`] twice,
+/// which is what the destination allows itself.
+pub const COMMIT: Duration = Duration::from_secs(25);
+
+/// The destination's ledger or its clean-up: both wait for counters to come to rest.
+pub const RECONCILE: Duration = Duration::from_secs(15);
+
+/// Undoing everything, on every way out.
+pub const UNDO: Duration = Duration::from_secs(9);
+
+/// A qdisc that has to empty before it is removed.
+pub const NETLINK: Duration = Duration::from_secs(2);

@@ -1,0 +1,331 @@
+//! The destination's data path: tunnel end, delivery to the tap, and what holds packets until
+//! the VM runs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::ebpf::{
+    AttachPreference, DestinationCounters, DestinationDataplane, DestinationSpec, Ingress,
+    PacketDrop, TapLocation,
+};
+use crate::migrate::error::{Doing as _, MigrateError, chain};
+use crate::migrate::ledger::{Count, DestinationLedger, Hop};
+use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
+use crate::migrate::node::{Node, inum, refused};
+use crate::migrate::rollback::UndoStack;
+use crate::migrate::source::{drop_records, inject};
+use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock, restore_ring};
+use crate::net::NetNs;
+use crate::net::link::MacAddr;
+use crate::net::names::Role as LinkRole;
+use crate::net::packet::FrameInjector;
+use crate::net::qdisc::PlugQdisc;
+use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::vxlan::{Vxlan, VxlanSpec};
+use crate::session_id::SessionId;
+
+/// Packets that the tap must be able to take at one go: a tap never pushes back, and what a
+/// release can't fit is lost. 8 bytes each.
+const RING: u32 = 131_072;
+/// The plug's limit: 10 Gbit/s for the longest pause to expect, and its double for the lead.
+const PLUG_BYTES_PER_MS: u64 = 2 * 10_000_000_000 / 8 / 1000;
+/// For counters to come to rest before the ledger is taken.
+const LEDGER_SETTLE: Duration = Duration::from_secs(2);
+
+/// The destination's programs; removed by whoever comes first.
+#[derive(Debug, Clone)]
+pub(crate) struct Hooks {
+    dataplane: Arc<Mutex<Option<DestinationDataplane>>>,
+    netns: NetNs,
+}
+
+impl Hooks {
+    fn with<T>(&self, work: impl FnOnce(&mut DestinationDataplane) -> T) -> Option<T> {
+        self.dataplane
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .map(work)
+    }
+
+    pub(crate) fn counters(&self) -> Option<DestinationCounters> {
+        self.with(|d| d.counters())?.ok()
+    }
+
+    fn remove(&self) -> Result<(), String> {
+        let dataplane = self
+            .dataplane
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match dataplane.map(|dataplane| self.netns.run(move || dataplane.remove())) {
+            None => Ok(()),
+            Some(Ok(removed)) => removed.map_err(|e| chain(&e)),
+            Some(Err(e)) => Err(chain(&e)),
+        }
+    }
+}
+
+impl HookCounts for Hooks {
+    fn offered(&self) -> Option<(u64, u64)> {
+        let offered = self.counters()?.offered?;
+        Some((offered.skbs, offered.packets))
+    }
+
+    fn passed(&self) -> Option<u64> {
+        let c = self.counters()?;
+        Some(c.d3.packets + c.tap_other.packets)
+    }
+}
+
+/// Everything between the wire and the VM's tap.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    hooks: Option<Hooks>,
+    watch: SharedWatch,
+    plug: Option<Arc<tokio::sync::Mutex<Option<PlugQdisc>>>>,
+    injector: FrameInjector,
+    tap: u32,
+    pub(crate) buffer: Buffer,
+}
+
+impl Delivery {
+    /// Sets the data path up; each piece goes onto `undo` with it.
+    pub(crate) async fn arm(
+        node: &Node,
+        session: SessionId,
+        vm: &VmDescription,
+        arm: &Arm,
+        undo: &mut UndoStack,
+    ) -> Result<Self, MigrateError> {
+        let tap = node.tap.index;
+        let raised = RaisedQueue::raise(&node.tap_netlink, tap, RING)
+            .await
+            .doing("lengthen the tap's ring")?;
+        let slots = raised.capacity();
+        let counters = TapCounters::open(&node.tap_netns, tap).doing("read the tap's counters")?;
+        let watch: SharedWatch = Arc::new(Mutex::new(TapWatch::new(counters)));
+        // A QEMU that does not run yet takes one packet out of its tap. Let it be one that nobody misses.
+        let mut injector =
+            FrameInjector::open(&node.tap_netns, tap).doing("open a packet socket on the tap")?;
+        injector
+            .bait(MacAddr(vm.mac), session)
+            .doing("send the bait frame")?;
+
+        let hooks = match arm.tunnel {
+            Tunnel::None => None,
+            Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(node, session, vm, arm, undo).await?),
+        };
+        let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
+        undo.cleanup("length of the destination tap's ring", move || {
+            restore_ring(raised, undo_watch, undo_hooks)
+        });
+        let limit_bytes = u32::try_from(arm.downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS))
+            .unwrap_or(u32::MAX);
+        let (plug, buffer) = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
+            Ok(plug) => {
+                let plug = Arc::new(tokio::sync::Mutex::new(Some(plug)));
+                let undo_plug = plug.clone();
+                undo.cleanup("plug on the destination's tap", move || async move {
+                    match undo_plug.lock().await.take() {
+                        Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
+                        None => Ok(()),
+                    }
+                });
+                (Some(plug), Buffer::Plug { limit_bytes })
+            }
+            Err(error) if error.unsupported() => (None, Buffer::TapRing { slots }),
+            Err(error) => return Err(error).doing("install the plug"),
+        };
+        let delivery = Self {
+            hooks,
+            watch,
+            plug,
+            injector,
+            tap,
+            buffer,
+        };
+        delivery.observe();
+        Ok(delivery)
+    }
+
+    pub(crate) fn observe(&self) {
+        if let Some(hooks) = &self.hooks {
+            lock(&self.watch).observe(hooks);
+        }
+    }
+
+    /// From now on packets wait.
+    pub(crate) async fn block(&self, node: &Node) -> Result<(), MigrateError> {
+        let tap = node
+            .tap_netlink
+            .link_by_index(self.tap)
+            .await
+            .doing("look at the tap")?;
+        if !(tap.up && tap.carrier) {
+            return Err(refused(format!(
+                "tap {} has no carrier: nobody has it open, and it would drop every packet",
+                tap.name
+            )));
+        }
+        if let Some(plug) = &self.plug
+            && let Some(plug) = plug.lock().await.as_ref()
+        {
+            plug.check_live()
+                .await
+                .doing("check that the plug is the tap's root qdisc")?;
+            plug.block().await.doing("hold packets in the plug")?;
+        }
+        Ok(())
+    }
+
+    /// Lets the held packets go, in order.
+    pub(crate) async fn release(&self) -> Result<(), MigrateError> {
+        if let Some(plug) = &self.plug
+            && let Some(plug) = plug.lock().await.as_ref()
+        {
+            plug.release_indefinite()
+                .await
+                .doing("release the held packets")?;
+        }
+        Ok(())
+    }
+
+    /// D1 so far, in packets.
+    pub(crate) fn arrived_through_tunnel(&self) -> Option<u64> {
+        self.hooks.as_ref()?.counters().map(|c| c.d1.packets)
+    }
+
+    /// Puts recovered packets into the tap, past the plug: they are older than what it holds.
+    pub(crate) fn inject(&mut self, frames: &[WireFrame]) -> Result<u64, MigrateError> {
+        lock(&self.watch).add_injected(frames.len() as u64);
+        inject(&mut self.injector, frames).doing("put recovered packets into the tap")?;
+        Ok(frames.len() as u64)
+    }
+
+    /// The ledger, once it has come to rest: `redirected` packets have arrived, and QEMU has read its tap.
+    pub(crate) async fn ledger(&self, redirected: Option<u64>) -> DestinationLedger {
+        let Some(hooks) = &self.hooks else {
+            return DestinationLedger::default();
+        };
+        let end = Instant::now() + LEDGER_SETTLE;
+        loop {
+            self.observe();
+            let arrived = hooks
+                .counters()
+                .is_some_and(|c| redirected.is_none_or(|s3| c.d1.packets >= s3));
+            if (arrived && lock(&self.watch).is_drained()) || Instant::now() >= end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let Some(c) = hooks.counters() else {
+            return DestinationLedger::default();
+        };
+        let count = |c: crate::ebpf::Count| Count {
+            packets: c.packets,
+            bytes: c.bytes,
+        };
+        let hop = |drop: &PacketDrop| {
+            if drop.ifindex == self.tap {
+                Hop::DestinationTap
+            } else {
+                Hop::DestinationHost
+            }
+        };
+        let drops = hooks.with(|d| d.drops()).and_then(Result::ok).flatten();
+        let missing = c.sequence_v4.missing + c.sequence_v6.missing;
+        DestinationLedger {
+            d1: Some(count(c.d1)),
+            d2: Some(count(c.d2)),
+            d3: Some(count(c.d3)),
+            d3_tunnel: Some(count(c.d3_tunnelled)),
+            digest: Some(c.digest_d1),
+            numbers_missing: u64::try_from(missing).ok(),
+            tap: lock(&self.watch).balance(),
+            drops: drops.map(|drops| drop_records(&drops, hop)),
+        }
+    }
+}
+
+async fn attach(
+    node: &Node,
+    session: SessionId,
+    vm: &VmDescription,
+    arm: &Arm,
+    undo: &mut UndoStack,
+) -> Result<Hooks, MigrateError> {
+    if node.tap_netns != node.netns {
+        return Err(refused(format!(
+            "the VM's tap {} is in another network namespace than katamaran: start it in that namespace",
+            node.tap.name
+        )));
+    }
+    let (Some(source), Some(own)) = (
+        arm.source_addresses.first(),
+        arm.destination_addresses.first(),
+    ) else {
+        return Err(refused("the source named no addresses of the node network"));
+    };
+    let underlay = node
+        .netlink
+        .underlay(*source)
+        .await
+        .doing("find the way to the source")?;
+    let ingress = match arm.tunnel {
+        Tunnel::Vxlan { port } => {
+            let spec = VxlanSpec {
+                session,
+                role: LinkRole::Destination,
+                local: *own,
+                remote: *source,
+                port,
+                vm_mtu: vm.tap_mtu,
+                txqlen: RING,
+            };
+            let device = Vxlan::create(&node.netlink, &spec)
+                .await
+                .doing("create the vxlan device")?;
+            let ifindex = device.index();
+            undo.cleanup("destination's vxlan device", move || async move {
+                device.remove().await.map_err(|e| chain(&e))
+            });
+            Ingress::Frames { ifindex }
+        }
+        Tunnel::Ip | Tunnel::None => Ingress::Ip {
+            underlay_ifindex: underlay.device,
+            local: arm.destination_addresses.clone(),
+            remote: arm.source_addresses.clone(),
+        },
+    };
+    let spec = DestinationSpec {
+        session,
+        ingress: vec![ingress],
+        vm_addresses: vm.addresses.clone(),
+        vm_mac: vm.mac,
+        deliver_ifindex: node.tap.index,
+        netns_inum: inum(&node.netns),
+        tap: TapLocation {
+            netns_inum: inum(&node.tap_netns),
+            ifindex: node.tap.index,
+        },
+        attach: AttachPreference::default(),
+    };
+    let dataplane = node
+        .netns
+        .run(move || DestinationDataplane::arm(&spec))
+        .doing("enter the node's network namespace")?
+        .doing("attach the destination's programs")?;
+    let hooks = Hooks {
+        dataplane: Arc::new(Mutex::new(Some(dataplane))),
+        netns: node.netns.clone(),
+    };
+    let undo_hooks = hooks.clone();
+    undo.cleanup("destination's programs", move || async move {
+        tokio::task::spawn_blocking(move || undo_hooks.remove())
+            .await
+            .map_err(|e| e.to_string())?
+    });
+    Ok(hooks)
+}

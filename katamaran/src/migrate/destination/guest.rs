@@ -1,0 +1,168 @@
+//! The incoming VM: compared with the source's, loaded, run, or destroyed.
+
+use crate::deadline;
+use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::message::{Resumed, VmDescription};
+use crate::migrate::node::{Node, refused};
+use crate::migrate::progress::now_us;
+use crate::net::link::MacAddr;
+use crate::qmp::command::{
+    AnnounceSelf, Capability, CapabilityState, Cont, MigrateIncoming, MigrateSetCapabilities,
+    MigrateSetParameters, MigrationParameters, QueryStatus, Quit, RunState, Stop,
+};
+use crate::qmp::{EventName, Qmp};
+
+use super::delivery::Delivery;
+
+/// QEMU must wait for a VM and run none. `stop` while it waits clears its autostart
+/// (`qmp_stop()`, monitor/qmp-cmds.c), so that it can't run the VM before COMMIT, with or without `-S`.
+pub(crate) async fn must_be_incoming(node: &Node) -> Result<(), MigrateError> {
+    let status = node
+        .qmp
+        .execute(QueryStatus)
+        .await
+        .doing("ask for QEMU's state")?;
+    if status.status != RunState::Inmigrate {
+        return Err(refused(format!(
+            "QEMU is {}, not waiting for a VM: start it with the source's options and `-incoming defer`",
+            status.status
+        )));
+    }
+    node.qmp
+        .execute(Stop)
+        .await
+        .doing("keep QEMU from starting the VM by itself")?;
+    Ok(())
+}
+
+/// What must be the same on both nodes, compared before a byte moves. All differences at once.
+pub(crate) async fn compare(node: &Node, theirs: &VmDescription) -> Result<(), MigrateError> {
+    let mut problems = Vec::new();
+    let mac = node.vm_mac().await?;
+    if mac != MacAddr(theirs.mac) {
+        problems.push(format!(
+            "the VM's Ethernet address is {} on the source and {mac} here",
+            MacAddr(theirs.mac)
+        ));
+    }
+    let (machine, ram, vcpus) = node.shape().await;
+    if let (Some(theirs), Some(ours)) = (&theirs.machine_type, &machine)
+        && theirs != ours
+    {
+        problems.push(format!(
+            "the machine type is {theirs} on the source and {ours} here"
+        ));
+    }
+    if let (Some(theirs), Some(ours)) = (theirs.ram_bytes, ram)
+        && theirs != ours
+    {
+        problems.push(format!(
+            "the VM has {} MiB of RAM on the source and {} MiB here",
+            theirs >> 20,
+            ours >> 20
+        ));
+    }
+    if let (Some(theirs), Some(ours)) = (theirs.vcpus, vcpus)
+        && theirs != ours
+    {
+        problems.push(format!(
+            "the VM has {theirs} vCPUs on the source and {ours} here"
+        ));
+    }
+    if node.tap.mtu < theirs.tap_mtu {
+        problems.push(format!(
+            "the VM's tap has MTU {} on the source and {} ({}) here: full packets would be dropped",
+            theirs.tap_mtu, node.tap.mtu, node.tap.name
+        ));
+    }
+    let ours = node.qemu_version();
+    if ours < theirs.qemu_version {
+        tracing::warn!(source = ?theirs.qemu_version, here = ?ours, "QEMU is older here than on the source");
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(MigrateError::Refused { problems })
+    }
+}
+
+/// Lets QEMU listen for RAM at `uri`.
+pub(crate) async fn listen(
+    qmp: &Qmp,
+    uri: String,
+    multifd_channels: u8,
+) -> Result<(), MigrateError> {
+    let capabilities = vec![
+        CapabilityState {
+            capability: Capability::Events,
+            state: true,
+        },
+        CapabilityState {
+            capability: Capability::Multifd,
+            state: multifd_channels > 0,
+        },
+    ];
+    qmp.execute(MigrateSetCapabilities { capabilities })
+        .await
+        .doing("set migration capabilities")?;
+    if multifd_channels > 0 {
+        let parameters = MigrationParameters {
+            multifd_channels: Some(multifd_channels.into()),
+            ..MigrationParameters::default()
+        };
+        qmp.execute(MigrateSetParameters::from(parameters))
+            .await
+            .doing("set migration parameters")?;
+    }
+    qmp.execute(MigrateIncoming { uri })
+        .await
+        .doing("let QEMU listen for RAM")?;
+    Ok(())
+}
+
+/// COMMIT: runs the VM, then lets the held packets go. "Completed" is not "running" (a failed block
+/// activation leaves QEMU paused), so RESUME is waited for.
+pub(crate) async fn run(
+    node: &mut Node,
+    delivery: Option<&Delivery>,
+) -> Result<Resumed, MigrateError> {
+    let mut events = node.qmp.subscribe();
+    node.qmp.execute(Cont).await.doing("run the VM")?;
+    let event = events
+        .wait_for(|e| e.name == EventName::Resume, deadline::QMP_RUN_STATE)
+        .await
+        .doing("see the VM run")?;
+    if let Some(delivery) = delivery {
+        delivery.release().await?;
+    }
+    let resumed_at_us = event
+        .timestamp_us
+        .and_then(|us| i64::try_from(us).ok())
+        .unwrap_or_else(now_us);
+    // Without a plug the held packets wait for QEMU itself: released is when it runs.
+    let released_at_us = match delivery.map(|d| d.buffer) {
+        Some(crate::migrate::message::Buffer::Plug { .. }) => now_us(),
+        _ => resumed_at_us,
+    };
+    Ok(Resumed {
+        resumed_at_us,
+        released_at_us,
+    })
+}
+
+/// Tells the switches where the VM is: 5 rounds, 50 ms first, 100 ms more each time, 550 ms at most.
+pub(crate) async fn announce(qmp: &Qmp) -> Result<(), MigrateError> {
+    qmp.execute(AnnounceSelf::default())
+        .await
+        .doing("announce the VM (announce-self)")
+        .map(|_| ())
+}
+
+/// Destroys the incoming state: ends QEMU. That it is gone already is success.
+pub(crate) async fn destroy(qmp: &Qmp) -> Result<(), String> {
+    match qmp.execute(Quit).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_closed() => Ok(()),
+        Err(error) => Err(crate::migrate::error::chain(&error)),
+    }
+}

@@ -1,0 +1,154 @@
+//! Why a migration ended early. Each message says what failed; the phase, the VM's state and what
+//! to do next are added where the error is reported ([`super::report`]).
+
+use std::time::Duration;
+
+use crate::control::{ControlError, DialError};
+use crate::discover::DiscoverError;
+use crate::ebpf::EbpfError;
+use crate::net::NetError;
+use crate::qmp::QmpError;
+use crate::relay::RelayError;
+
+/// Why a migration ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error("QEMU: {doing}")]
+    Qmp {
+        doing: &'static str,
+        source: QmpError,
+    },
+    #[error("network: {doing}")]
+    Net {
+        doing: &'static str,
+        source: NetError,
+    },
+    #[error("data path: {doing}")]
+    Ebpf {
+        doing: &'static str,
+        source: EbpfError,
+    },
+    #[error("session with the other node: {doing}")]
+    Session {
+        doing: &'static str,
+        source: ControlError,
+    },
+    #[error("find the VM's tap")]
+    Discover(#[from] DiscoverError),
+    #[error("RAM relay: {doing}")]
+    Relay {
+        doing: &'static str,
+        source: RelayError,
+    },
+    #[error("connect to the destination: is `katamaran --mode dest` running there?")]
+    Connect(#[source] DialError),
+    #[error("make directory {}", path.display())]
+    Directory {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
+    #[error("listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
+
+    #[error("{}", problems.join("\nerror: "))]
+    Refused { problems: Vec<String> },
+    #[error("the destination refused: {0}")]
+    RefusedByPeer(String),
+    #[error("the destination answered {what} with something else: the two katamarans do not fit")]
+    OutOfStep { what: &'static str },
+    #[error("the other node gave up: {reason}")]
+    PeerGaveUp { reason: String },
+
+    #[error("QEMU ended the migration as {status}{}", reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]
+    MigrationEnded {
+        status: String,
+        reason: Option<String>,
+    },
+    #[error(
+        "RAM did not converge within {}s: the guest dirties {dirty_mib:.0} MiB/s, the path carries {path_mib:.0} MiB/s, \
+         the shortest pause would be {pause_ms:.0} ms; raise --downtime, pass --auto-converge, or retry when it is calmer",
+        .after.as_secs()
+    )]
+    NotConverging {
+        after: Duration,
+        dirty_mib: f64,
+        path_mib: f64,
+        pause_ms: f64,
+    },
+    #[error("{what} did not happen within {} ms", .within.as_millis())]
+    Deadline {
+        what: &'static str,
+        within: Duration,
+    },
+    #[error("the VM is {0}, not running: only a running VM is migrated")]
+    NotRunning(String),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl MigrateError {
+    /// Refused before anything was touched.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::RefusedByPeer(_)
+                | Self::Connect(_)
+                | Self::Listen { .. }
+                | Self::Discover(_)
+                | Self::NotRunning(_)
+        )
+    }
+}
+
+/// The whole chain, outermost first, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Adds what was being done.
+pub(crate) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError>;
+}
+
+impl<T> Doing<T> for Result<T, QmpError> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
+        self.map_err(|source| MigrateError::Qmp { doing, source })
+    }
+}
+
+impl<T> Doing<T> for Result<T, NetError> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
+        self.map_err(|source| MigrateError::Net { doing, source })
+    }
+}
+
+impl<T> Doing<T> for Result<T, EbpfError> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
+        self.map_err(|source| MigrateError::Ebpf { doing, source })
+    }
+}
+
+impl<T> Doing<T> for Result<T, ControlError> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
+        self.map_err(|source| MigrateError::Session { doing, source })
+    }
+}
+
+impl<T> Doing<T> for Result<T, RelayError> {
+    fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
+        self.map_err(|source| MigrateError::Relay { doing, source })
+    }
+}

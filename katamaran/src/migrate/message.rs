@@ -1,0 +1,258 @@
+//! What the two nodes say to each other, once a control connection stands.
+//!
+//! ```text
+//!   source                                    destination
+//!     Hello ───────────────────────────────────▶ versions
+//!     Prepare ─────────────────────────────────▶ compare the two VMs, find the tap
+//!     Arm ─────────────────────────────────────▶ tunnel end, delivery, buffer
+//!     Incoming ────────────────────────────────▶ QEMU listens for RAM
+//!                 (RAM travels on connections of its own)
+//!     Block ───────────────────────────────────▶ hold what arrives from now on
+//!     [flip, drain, stop]
+//!     Inject (only if QEMU stopped first) ─────▶ older packets, ahead of the held ones
+//!     ◀───────────────────────────────────────── Loaded: the VM's state is complete
+//!     Commit ══════════════════════════════════▶ run it           (point of no return)
+//!     Reconcile ───────────────────────────────▶ the destination's half of the ledger
+//!     Finish ──────────────────────────────────▶ undo what was set up
+//!     Abort (instead, any time before Commit) ─▶ undo, give held packets back
+//! ```
+//!
+//! Wire types are promises: a field is never renamed or given another meaning within a
+//! [`PROTOCOL`] version.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{DestinationLedger, Verdict};
+use super::report::LedgerReport;
+use crate::control::Protocol;
+
+/// The version of these messages that this build speaks.
+pub const PROTOCOL: u16 = 1;
+
+/// UDP port of the vxlan fallback (IANA's is 4789, which a CNI may own).
+pub const VXLAN_PORT: u16 = 7483;
+
+/// This session's messages.
+#[derive(Debug, Clone, Copy)]
+pub struct MigrationProtocol;
+
+impl Protocol for MigrationProtocol {
+    type Request = Request;
+    type Reply = Reply;
+    type Notice = Notice;
+}
+
+/// From the source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    Hello {
+        versions: Vec<u16>,
+        software: String,
+    },
+    Prepare(VmDescription),
+    Arm(Arm),
+    Incoming {
+        multifd_channels: u8,
+    },
+    Block,
+    Inject {
+        frames: Vec<WireFrame>,
+    },
+    Commit,
+    Reconcile {
+        redirected: Option<u64>,
+    },
+    Finish {
+        summary: Summary,
+    },
+    Abort {
+        reason: String,
+    },
+}
+
+/// From the destination, one per request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Hello {
+        version: u16,
+        software: String,
+    },
+    Prepared(Prepared),
+    Armed {
+        buffer: Buffer,
+    },
+    Listening,
+    Blocked,
+    Injected {
+        frames: u64,
+    },
+    Committed(Resumed),
+    Ledger(Box<DestinationLedger>),
+    Finished {
+        left_behind: Vec<String>,
+    },
+    /// The packets that were held, oldest first; `more` when another [`Request::Abort`] gets the rest.
+    Aborted {
+        frames: Vec<WireFrame>,
+        more: bool,
+    },
+}
+
+/// From the destination, unasked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Notice {
+    /// QEMU has loaded the whole VM: it could run.
+    Loaded,
+    /// QEMU could not load the VM, or died.
+    IncomingFailed { reason: String },
+    /// The destination gives up (a signal, a fault on its side).
+    GivingUp { reason: String },
+}
+
+/// The VM as the source sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmDescription {
+    pub addresses: Vec<IpAddr>,
+    pub mac: [u8; 6],
+    pub tap_mtu: u32,
+    pub ram_bytes: Option<u64>,
+    pub machine_type: Option<String>,
+    pub vcpus: Option<u32>,
+    pub qemu_version: (u32, u32, u32),
+}
+
+/// The destination's answer to [`VmDescription`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    pub qemu_version: (u32, u32, u32),
+    pub tap: String,
+    pub kernel: String,
+}
+
+/// What came of it, for the destination's report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub verdict: Verdict,
+    pub ledger: Option<Box<LedgerReport>>,
+    pub unproven: Vec<String>,
+}
+
+/// How packets travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tunnel {
+    /// Encapsulated by the program: IPIP and IP6IP6.
+    Ip,
+    /// Ethernet frames through a vxlan device.
+    Vxlan { port: u16 },
+    /// No redirect.
+    None,
+}
+
+/// Set up the destination's data path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    pub tunnel: Tunnel,
+    /// The source's addresses on the node network, by which its packets are known.
+    pub source_addresses: Vec<IpAddr>,
+    /// The destination's addresses that packets are sent to.
+    pub destination_addresses: Vec<IpAddr>,
+    /// The longest pause to expect, for the size of the buffer.
+    pub downtime_limit_ms: u64,
+}
+
+/// What holds packets until the VM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Buffer {
+    /// sch_plug, this many bytes.
+    Plug { limit_bytes: u32 },
+    /// The tap's own ring, this many packets.
+    TapRing { slots: u32 },
+}
+
+/// The VM runs on the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// QEMU's RESUME event, microseconds since the epoch, on the destination's clock.
+    pub resumed_at_us: i64,
+    /// The held packets were released, same clock.
+    pub released_at_us: i64,
+}
+
+/// A frame with its virtio_net_hdr (10 bytes) in front, as read from a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireFrame(#[serde(with = "base64_bytes")] pub Vec<u8>);
+
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_form_is_what_version_1_promises() {
+        let golden = [
+            (
+                serde_json::to_string(&Request::Block).unwrap(),
+                r#""Block""#,
+            ),
+            (
+                serde_json::to_string(&Request::Hello {
+                    versions: vec![1],
+                    software: "0.1.0".into(),
+                })
+                .unwrap(),
+                r#"{"Hello":{"versions":[1],"software":"0.1.0"}}"#,
+            ),
+            (
+                serde_json::to_string(&Request::Inject {
+                    frames: vec![WireFrame(vec![0, 1, 2])],
+                })
+                .unwrap(),
+                r#"{"Inject":{"frames":["AAEC"]}}"#,
+            ),
+            (
+                serde_json::to_string(&Reply::Committed(Resumed {
+                    resumed_at_us: 1,
+                    released_at_us: 2,
+                }))
+                .unwrap(),
+                r#"{"Committed":{"resumed_at_us":1,"released_at_us":2}}"#,
+            ),
+            (
+                serde_json::to_string(&Notice::Loaded).unwrap(),
+                r#""Loaded""#,
+            ),
+        ];
+        for (written, promised) in golden {
+            assert_eq!(written, promised);
+        }
+    }
+
+    #[test]
+    fn frames_survive_the_wire() {
+        let frame = WireFrame((0..=255).collect());
+        let text = serde_json::to_string(&frame).unwrap();
+        assert_eq!(serde_json::from_str::<WireFrame>(&text).unwrap(), frame);
+        assert!(serde_json::from_str::<WireFrame>("\"not base64!\"").is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! The migration itself: policy, on top of the leaves.
+//!
+//! [`source`] and [`destination`] are the two roles; what both need lies beside them. The decisions are
+//! pure functions ([`convergence`], [`ledger`], [`tap_account`]); everything that was set up is undone by
+//! [`rollback`].
+
+pub mod convergence;
+pub mod destination;
+mod error;
+pub mod ledger;
+pub mod message;
+mod node;
+pub mod progress;
+pub mod report;
+pub mod rollback;
+pub mod source;
+pub mod summary;
+pub mod tap_account;
+mod tap_watch;
+
+pub use error::{MigrateError, chain};

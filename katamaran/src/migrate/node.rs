@@ -1,0 +1,162 @@
+//! The VM on this node: its QEMU, its tap, the namespaces they live in.
+
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::{Doing as _, MigrateError};
+use super::report::Role;
+use crate::config::CommonConfig;
+use crate::discover;
+use crate::net::link::{LinkInfo, MacAddr};
+use crate::net::{NetNs, Netlink};
+use crate::qmp::{EventStream, Qmp, command};
+use crate::session_id::SessionId;
+
+/// The VM's QEMU and tap on this node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) qmp: Qmp,
+    /// Every event since the connection was made.
+    pub(crate) events: EventStream,
+    pub(crate) qemu_pid: Option<i32>,
+    /// The node's own network namespace: the one this process was started in.
+    pub(crate) netns: NetNs,
+    pub(crate) netlink: Netlink,
+    /// Where the tap is.
+    pub(crate) tap_netns: NetNs,
+    pub(crate) tap_netlink: Netlink,
+    pub(crate) tap: LinkInfo,
+}
+
+impl Node {
+    /// Connects to QEMU and finds the tap. Changes nothing.
+    ///
+    /// # Errors
+    /// No QMP at that socket, no tap, or several and none chosen.
+    pub(crate) async fn open(config: &CommonConfig) -> Result<Self, MigrateError> {
+        let qmp = Qmp::connect(&config.qmp).await.doing("connect to QMP")?;
+        let events = qmp.subscribe();
+        let qemu_pid = qmp.peer_pid().and_then(|pid| i32::try_from(pid).ok());
+        let netns = NetNs::current().doing("open this node's network namespace")?;
+        let netlink = netns.netlink().doing("open netlink")?;
+        let (tap_name, tap_netns) = match (&config.tap, &config.tap_netns, qemu_pid) {
+            (Some(tap), Some(path), _) => {
+                (tap.clone(), NetNs::open(path).doing("open --tap-netns")?)
+            }
+            (Some(tap), None, None) => (tap.clone(), netns.clone()),
+            (wanted, path, Some(pid)) => {
+                let found = discover::tap(pid, wanted.as_deref())?;
+                let tap_netns = match path {
+                    Some(path) => NetNs::open(path).doing("open --tap-netns")?,
+                    None => found.netns,
+                };
+                (found.name, tap_netns)
+            }
+            (None, _, None) => {
+                return Err(MigrateError::Refused {
+                    problems: vec![
+                        "QEMU's process can't be told from its QMP socket: name the VM's tap with --tap".into(),
+                    ],
+                });
+            }
+        };
+        let tap_netlink = tap_netns.netlink().doing("open netlink where the tap is")?;
+        let tap = tap_netlink
+            .link_by_name(&tap_name)
+            .await
+            .doing("look at the tap")?;
+        Ok(Self {
+            qmp,
+            events,
+            qemu_pid,
+            netns,
+            netlink,
+            tap_netns,
+            tap_netlink,
+            tap,
+        })
+    }
+
+    /// The VM's Ethernet address on this tap, from QEMU.
+    ///
+    /// # Errors
+    /// QEMU reports none, or several NICs.
+    pub(crate) async fn vm_mac(&self) -> Result<MacAddr, MigrateError> {
+        let filters = self
+            .qmp
+            .execute(command::QueryRxFilter::default())
+            .await
+            .doing("ask for the VM's Ethernet address")?;
+        let mut macs = filters
+            .iter()
+            .filter_map(|f| f.main_mac.parse::<MacAddr>().ok());
+        match (macs.next(), macs.next()) {
+            (Some(mac), None) => Ok(mac),
+            (None, _) => Err(refused(
+                "QEMU reports no NIC whose Ethernet address can be read (query-rx-filter)",
+            )),
+            (Some(_), Some(_)) => Err(refused(
+                "the VM has several NICs: only VMs with one are migrated by this version",
+            )),
+        }
+    }
+
+    /// The machine type and the RAM size, as far as this QEMU tells them.
+    pub(crate) async fn shape(&self) -> (Option<String>, Option<u64>, Option<u32>) {
+        let machine = self.qmp.machine_type().await.ok();
+        let ram = self
+            .qmp
+            .execute(command::QueryMemorySizeSummary)
+            .await
+            .ok()
+            .map(|m| m.total());
+        let vcpus = self
+            .qmp
+            .execute(command::QueryCpusFast)
+            .await
+            .ok()
+            .and_then(|cpus| u32::try_from(cpus.len()).ok());
+        (machine, ram, vcpus)
+    }
+
+    /// QEMU's version as three numbers.
+    #[must_use]
+    pub(crate) fn qemu_version(&self) -> (u32, u32, u32) {
+        let v = self.qmp.version();
+        (v.major, v.minor, v.micro)
+    }
+}
+
+/// The namespace's number as the kernel's programs see it (`ns_common.inum` is 32 bits wide).
+pub(crate) fn inum(netns: &NetNs) -> u32 {
+    u32::try_from(netns.inode()).unwrap_or(0)
+}
+
+/// Where a session's socket for QEMU's stream is: private to this user, and short enough for a socket's
+/// address (108 bytes).
+pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
+    let role = match role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    };
+    PathBuf::from(format!("/run/katamaran/{session}-{role}"))
+}
+
+/// Makes a directory that only this user can enter, and the one it is in.
+pub(crate) fn make_private(directory: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(directory)
+}
+
+/// One problem found before anything was touched.
+pub(crate) fn refused(problem: impl Into<String>) -> MigrateError {
+    MigrateError::Refused {
+        problems: vec![problem.into()],
+    }
+}
+
+/// Bytes that the outer header adds.
+pub(crate) fn encapsulation_overhead(vm_address: &IpAddr) -> u32 {
+    if vm_address.is_ipv4() { 20 } else { 40 }
+}

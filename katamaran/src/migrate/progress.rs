@@ -1,0 +1,151 @@
+//! What a person sees while it runs: on a terminal a bar for the RAM and a line per phase,
+//! otherwise plain log lines, at most one a second.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant, SystemTime};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::report::PhaseTime;
+
+/// Microseconds since the epoch, now.
+#[must_use]
+pub fn now_us() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Bars for a terminal; hidden elsewhere.
+#[must_use]
+pub fn bars() -> MultiProgress {
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    MultiProgress::with_draw_target(target)
+}
+
+/// Times the phases and shows them.
+#[derive(Debug)]
+pub struct Progress {
+    bars: MultiProgress,
+    phases: Vec<PhaseTime>,
+    current: Option<(&'static str, Instant)>,
+    ram: Option<ProgressBar>,
+    last_line: Instant,
+}
+
+/// Where the RAM copy stands.
+#[derive(Debug, Clone, Copy)]
+pub struct RamProgress {
+    pub total: u64,
+    pub remaining: u64,
+    pub transferred: u64,
+    pub pass: u64,
+    /// Bytes per second.
+    pub bandwidth: f64,
+    pub dirty_rate: f64,
+    pub predicted: Duration,
+    pub limit: Duration,
+}
+
+impl Progress {
+    /// Nothing has begun yet.
+    #[must_use]
+    pub fn new(bars: MultiProgress) -> Self {
+        Self {
+            bars,
+            phases: Vec::new(),
+            current: None,
+            ram: None,
+            last_line: Instant::now(),
+        }
+    }
+
+    /// Ends the phase that runs, if any, and begins another.
+    pub fn begin(&mut self, name: &'static str) {
+        self.end();
+        self.current = Some((name, Instant::now()));
+        self.phases.push(PhaseTime {
+            name: name.to_owned(),
+            started_us: now_us(),
+            duration_ms: 0.0,
+        });
+    }
+
+    /// Ends the phase that runs.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.ram.take() {
+            bar.finish_and_clear();
+        }
+        let Some((name, began)) = self.current.take() else {
+            return;
+        };
+        let duration_ms = began.elapsed().as_secs_f64() * 1000.0;
+        if let Some(phase) = self.phases.last_mut() {
+            phase.duration_ms = duration_ms;
+        }
+        tracing::info!(
+            phase = name,
+            ms = (duration_ms * 10.0).round() / 10.0,
+            "done"
+        );
+    }
+
+    /// The phases so far.
+    #[must_use]
+    pub fn phases(&self) -> &[PhaseTime] {
+        &self.phases
+    }
+
+    /// The phase that runs now.
+    #[must_use]
+    pub fn current(&self) -> &'static str {
+        self.current.map_or("-", |(name, _)| name)
+    }
+
+    /// Shows where the RAM copy stands.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shown rounded"
+    )]
+    pub fn ram(&mut self, p: RamProgress) {
+        const MIB: f64 = 1048576.0;
+        let done = p.total.saturating_sub(p.remaining);
+        let detail = format!(
+            "pass {}, {:.0} MiB/s, guest dirties {:.1} MiB/s, pause now {:.0} ms (limit {} ms)",
+            p.pass,
+            p.bandwidth / MIB,
+            p.dirty_rate / MIB,
+            p.predicted.as_secs_f64() * 1000.0,
+            p.limit.as_millis(),
+        );
+        if self.bars.is_hidden() {
+            if self.last_line.elapsed() >= Duration::from_secs(1) {
+                self.last_line = Instant::now();
+                let eta = Duration::from_secs_f64((p.remaining as f64 / p.bandwidth).min(86_400.0));
+                tracing::info!(
+                    percent = (100 * done).checked_div(p.total).unwrap_or(0),
+                    remaining_mib = (p.remaining as f64 / MIB) as u64,
+                    eta_s = eta.as_secs(),
+                    "RAM: {detail}"
+                );
+            }
+            return;
+        }
+        let bar = self.ram.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template(
+                "  RAM {wide_bar} {bytes}/{total_bytes}  {msg}  ETA {eta}",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bars.add(ProgressBar::new(p.total).with_style(style))
+        });
+        bar.set_length(p.total);
+        bar.set_position(done);
+        bar.set_message(detail);
+    }
+}

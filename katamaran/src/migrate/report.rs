@@ -1,0 +1,269 @@
+//! The JSON report: stable, versioned. Every number in it was measured; what was not is `null`.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{
+    Count, DestinationLedger, DropRecord, Imbalance, Reconciled, Recovered, SourceLedger, Verdict,
+};
+use super::message::{Buffer, Tunnel};
+use super::rollback::Undone;
+use crate::session_id::SessionId;
+
+/// Version of this format.
+pub const SCHEMA: u32 = 1;
+
+/// How a migration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The VM runs on the destination.
+    Migrated,
+    /// The VM runs on the source.
+    Failed,
+    /// Refused before anything was touched.
+    Refused,
+    /// Stopped by a signal; the VM runs on the source.
+    Interrupted,
+    /// COMMIT was sent and not answered: see the error for what to check.
+    Undecided,
+}
+
+/// Which side wrote the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Source,
+    Destination,
+}
+
+/// One phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    pub name: String,
+    /// Microseconds since the epoch.
+    pub started_us: i64,
+    pub duration_ms: f64,
+}
+
+/// The RAM copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ram {
+    pub total: u64,
+    pub transferred: u64,
+    /// Measured, bytes per second.
+    pub bandwidth: f64,
+    /// Measured, bytes per second.
+    pub dirty_rate: f64,
+    pub passes: u64,
+    /// Bytes that were left when the VM was stopped, as predicted and as QEMU counted.
+    pub remaining_at_stop: Option<u64>,
+}
+
+/// The moments of the cutover, each in milliseconds after the flip; `null` if it did not come to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cutover {
+    /// Duration of the map write that flips the program, in microseconds.
+    pub flip_write_us: Option<f64>,
+    /// Map write to the first packet that the kernel redirected, in microseconds, by the kernel's
+    /// clock. It contains the wait for that packet to arrive.
+    pub first_redirect_us: Option<f64>,
+    pub drained_ms: Option<f64>,
+    pub stopped_ms: Option<f64>,
+    pub loaded_ms: Option<f64>,
+    pub committed_ms: Option<f64>,
+    pub released_ms: Option<f64>,
+    pub predicted_pause_ms: Option<f64>,
+    /// QEMU stopped the VM before the redirect was in place.
+    pub qemu_stopped_first: bool,
+}
+
+/// Both halves of the ledger and what they amount to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LedgerReport {
+    pub s1: Option<Count>,
+    pub s2: Option<Count>,
+    /// S2': read by QEMU on the source, in packets.
+    pub s2_read: Option<u64>,
+    pub s3: Option<Count>,
+    pub d1: Option<Count>,
+    pub d2: Option<Count>,
+    pub d3: Option<Count>,
+    /// D3': read by QEMU on the destination, in packets.
+    pub d3_read: Option<u64>,
+    /// Drops that the kernels reported for the VM's packets.
+    pub x: Option<u64>,
+    pub digest_source: Option<String>,
+    pub digest_dest: Option<String>,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub returned: u64,
+    pub recovered: Recovered,
+    pub source: SourceLedger,
+    pub destination: DestinationLedger,
+    pub imbalances: Vec<Imbalance>,
+}
+
+impl LedgerReport {
+    /// Puts both halves side by side.
+    #[must_use]
+    pub fn new(
+        source: SourceLedger,
+        destination: DestinationLedger,
+        recovered: Recovered,
+        result: &Reconciled,
+    ) -> Self {
+        let read = |passed: Option<Count>, tap: Option<super::ledger::TapBalance>| {
+            let (passed, tap) = (passed?, tap?);
+            Some(
+                passed
+                    .packets
+                    .saturating_sub(tap.not_enqueued + tap.dropped + tap.unread),
+            )
+        };
+        Self {
+            s1: source.s1,
+            s2: source.s2,
+            s2_read: read(source.s2, source.tap),
+            s3: source.s3,
+            d1: destination.d1,
+            d2: destination.d2,
+            d3: destination.d3,
+            d3_read: read(destination.d3, destination.tap),
+            x: result.dropped,
+            digest_source: source.digest.map(|d| format!("{d:016x}")),
+            digest_dest: destination.digest.map(|d| format!("{d:016x}")),
+            lost: result.lost,
+            duplicated: result.duplicated,
+            returned: recovered.returned,
+            recovered,
+            imbalances: result.imbalances.clone(),
+            source,
+            destination,
+        }
+    }
+
+    /// All drops, of both nodes.
+    pub fn drops(&self) -> impl Iterator<Item = &DropRecord> {
+        self.source
+            .drops
+            .iter()
+            .chain(&self.destination.drops)
+            .flatten()
+    }
+}
+
+/// The report of one side.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub schema: u32,
+    pub software: String,
+    pub outcome: Outcome,
+    /// What went wrong, where, and what to do next.
+    pub error: Option<String>,
+    pub session: SessionId,
+    pub role: Role,
+    pub phases: Vec<PhaseTime>,
+    /// The VM's STOP on the source to its RESUME on the destination, from QEMU's events; the offset
+    /// of the two clocks is estimated over the session.
+    pub downtime_ms: Option<f64>,
+    /// QEMU's own figure, which ends when the source has handed the stream over.
+    pub qemu_downtime_ms: Option<u64>,
+    /// Flip to release of the held packets.
+    pub blackout_ms: Option<f64>,
+    pub clock_offset_us: Option<f64>,
+    pub clock_rtt_us: Option<f64>,
+    pub cutover: Cutover,
+    pub ram: Option<Ram>,
+    pub disks: Vec<serde_json::Value>,
+    pub tunnel: Option<Tunnel>,
+    pub buffer: Option<Buffer>,
+    pub ledger: Option<LedgerReport>,
+    pub verdict: Verdict,
+    /// Why the verdict is not `proven`, when a counter was missing.
+    pub unproven: Vec<String>,
+    pub drops: Vec<DropRecord>,
+    pub warnings: Vec<String>,
+    pub cleanup: Vec<Undone>,
+}
+
+impl Report {
+    /// An empty report: nothing measured, nothing proven.
+    #[must_use]
+    pub fn new(session: SessionId, role: Role) -> Self {
+        Self {
+            schema: SCHEMA,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            outcome: Outcome::Failed,
+            error: None,
+            session,
+            role,
+            phases: Vec::new(),
+            downtime_ms: None,
+            qemu_downtime_ms: None,
+            blackout_ms: None,
+            clock_offset_us: None,
+            clock_rtt_us: None,
+            cutover: Cutover::default(),
+            ram: None,
+            disks: Vec::new(),
+            tunnel: None,
+            buffer: None,
+            ledger: None,
+            verdict: Verdict::Unproven,
+            unproven: Vec::new(),
+            drops: Vec::new(),
+            warnings: Vec::new(),
+            cleanup: Vec::new(),
+        }
+    }
+
+    /// The status that the process exits with.
+    #[must_use]
+    pub fn exit_code(&self, require_zero_drop: bool) -> u8 {
+        match self.outcome {
+            Outcome::Refused => 2,
+            Outcome::Interrupted => 130,
+            Outcome::Undecided => 4,
+            Outcome::Migrated if require_zero_drop && self.verdict != Verdict::Proven => 3,
+            Outcome::Migrated | Outcome::Failed if self.left_behind().next().is_some() => 5,
+            Outcome::Migrated => 0,
+            Outcome::Failed => 1,
+        }
+    }
+
+    /// Steps that could not be undone.
+    pub fn left_behind(&self) -> impl Iterator<Item = &Undone> {
+        self.cleanup.iter().filter(|u| u.error.is_some())
+    }
+
+    /// Writes the report, whole or not at all: into a temporary file beside it, then renamed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        std::fs::write(&temporary, text)?;
+        std::fs::rename(&temporary, path)
+    }
+
+    /// Reads a report back.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a report of this schema.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let report: Self = serde_json::from_slice(&std::fs::read(path)?)?;
+        if report.schema != SCHEMA {
+            return Err(io::Error::other(format!(
+                "report schema {} is not {SCHEMA}",
+                report.schema
+            )));
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,146 @@
+//! Arm: the destination's delivery path first, then the source's hook in COUNT mode. Until the flip
+//! nothing changes for the VM's packets but that they are counted.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+
+use crate::deadline;
+use crate::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocation};
+use crate::migrate::error::{Doing as _, MigrateError, chain};
+use crate::migrate::message::{Arm, Reply, Request, Tunnel};
+use crate::migrate::node::inum;
+use crate::migrate::tap_watch::{TapWatch, restore_ring};
+use crate::net::names::Role as LinkRole;
+use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::vxlan::{Vxlan, VxlanSpec};
+
+use super::Run;
+use super::hooks::Hooks;
+use super::prepare::Prepared;
+
+/// The source's tap must hold what arrives between an unforeseen stop and the flip.
+const SOURCE_RING: u32 = 16_384;
+
+/// Both data paths stand; packets are being counted.
+pub(crate) struct Armed {
+    pub(crate) prepared: Prepared,
+    pub(crate) hooks: Option<Hooks>,
+    pub(crate) watch: Arc<Mutex<TapWatch>>,
+}
+
+pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
+    let peer = prepared.peer.clone();
+    run.undo
+        .on_abort("destination's set-up", move || async move {
+            let abort = Request::Abort {
+                reason: "the source gave up".into(),
+            };
+            peer.ask("abort on the destination", abort, deadline::REQUEST)
+                .await
+                .map(|_| ())
+                .map_err(|e| chain(&e))
+        });
+    let request = Request::Arm(Arm {
+        tunnel: prepared.tunnel,
+        source_addresses: prepared.underlays.iter().map(|u| u.local).collect(),
+        destination_addresses: prepared.underlays.iter().map(|u| u.peer).collect(),
+        downtime_limit_ms: u64::try_from(run.config.downtime.as_millis()).unwrap_or(u64::MAX),
+    });
+    match prepared
+        .peer
+        .ask("arm the destination", request, deadline::REQUEST)
+        .await?
+    {
+        Reply::Armed { buffer } => run.report.buffer = Some(buffer),
+        _ => return Err(MigrateError::OutOfStep { what: "Arm" }),
+    }
+    run.report.tunnel = Some(prepared.tunnel);
+
+    let hooks = match prepared.tunnel {
+        Tunnel::None => None,
+        Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(&prepared, run).await?),
+    };
+    let counters = TapCounters::open(&prepared.node.tap_netns, prepared.node.tap.index)
+        .doing("read the tap's counters")?;
+    let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
+
+    let raised = RaisedQueue::raise(
+        &prepared.node.tap_netlink,
+        prepared.node.tap.index,
+        SOURCE_RING,
+    )
+    .await
+    .doing("lengthen the tap's ring")?;
+    let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
+    run.undo
+        .cleanup("length of the source tap's ring", move || {
+            restore_ring(raised, undo_watch, undo_hooks)
+        });
+    Ok(Armed {
+        prepared,
+        hooks,
+        watch,
+    })
+}
+
+async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateError> {
+    let encap = match prepared.tunnel {
+        Tunnel::Vxlan { port } => {
+            let underlay = &prepared.underlays[0];
+            let spec = VxlanSpec {
+                session: run.session,
+                role: LinkRole::Source,
+                local: underlay.local,
+                remote: underlay.peer,
+                port,
+                vm_mtu: prepared.node.tap.mtu,
+                txqlen: SOURCE_RING,
+            };
+            let device = Vxlan::create(&prepared.node.netlink, &spec)
+                .await
+                .doing("create the vxlan device")?;
+            let ifindex = device.index();
+            run.undo
+                .cleanup("source's vxlan device", move || async move {
+                    device.remove().await.map_err(|e| chain(&e))
+                });
+            Encap::Device { ifindex }
+        }
+        Tunnel::Ip | Tunnel::None => Encap::Ip {
+            underlay_ifindex: prepared.underlays[0].device,
+            local: prepared.underlays.iter().map(|u| u.local).collect(),
+            remote: prepared.underlays.iter().map(|u| u.peer).collect(),
+            path_mtu: prepared.underlays.iter().map(|u| u.mtu).min().unwrap_or(0),
+            oversize_ifindex: None,
+        },
+    };
+    let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
+    let spec = SourceSpec {
+        session: run.session,
+        hook_ifindex: prepared.hook.index,
+        netns_inum: inum(&prepared.node.netns),
+        vm_addresses,
+        vm_mac: prepared.mac.0,
+        encap,
+        tap: TapLocation {
+            netns_inum: inum(&prepared.node.tap_netns),
+            ifindex: prepared.node.tap.index,
+        },
+        attach: AttachPreference::default(),
+    };
+    let dataplane = prepared
+        .node
+        .netns
+        .run(move || SourceDataplane::arm(&spec))
+        .doing("enter the node's network namespace")?
+        .doing("attach the source's programs")?;
+    tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook.name, "counting");
+    let hooks = Hooks::new(dataplane, prepared.node.netns.clone());
+    let undo = hooks.clone();
+    run.undo.cleanup("source's programs", move || async move {
+        tokio::task::spawn_blocking(move || undo.remove())
+            .await
+            .map_err(|e| e.to_string())?
+    });
+    Ok(hooks)
+}

@@ -1,0 +1,246 @@
+//! The cutover: hold, flip, drain, stop; then COMMIT.
+//!
+//! Order is everything here. The redirect stands *before* the VM stops, and the VM stops only once
+//! QEMU has read every packet that was passed to it.
+
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::ebpf::FlipTime;
+use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::ledger::TapBalance;
+use crate::migrate::message::{Reply, Request};
+use crate::migrate::progress::now_us;
+use crate::migrate::tap_watch::lock;
+use crate::qmp::command::{MigrationStatus, Stop};
+use crate::qmp::{Event, EventName};
+use crate::relay::{Pace, RelayStatus};
+
+use super::Run;
+use super::arm::Armed;
+use super::finish::{Committed, Running};
+use super::peer::bad_news;
+use super::precopy::{Ready, observe_tap};
+use super::recover;
+
+/// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
+const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+/// Between two readings of the drained tap that must agree.
+const DRAIN_CONFIRM: Duration = Duration::from_micros(200);
+
+/// The VM is stopped on the source and complete on the destination; nothing runs.
+pub(crate) struct Paused {
+    pub(crate) armed: Armed,
+    pub(crate) moments: Moments,
+}
+
+/// When things happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moments {
+    pub(crate) flip: Instant,
+    pub(crate) flip_us: i64,
+    /// The map write, on the clock that the programs use.
+    pub(crate) flip_time: Option<FlipTime>,
+    /// QEMU's STOP event, microseconds since the epoch.
+    pub(crate) stopped_us: Option<u64>,
+    /// S2 when the tap was last seen drained, and what the tap's balance was then.
+    pub(crate) drained: Option<(u64, TapBalance)>,
+}
+
+pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
+    run.check_interrupt()?;
+    match ready
+        .armed
+        .prepared
+        .peer
+        .ask(
+            "let the destination hold packets",
+            Request::Block,
+            deadline::REQUEST,
+        )
+        .await?
+    {
+        Reply::Blocked => {}
+        _ => return Err(MigrateError::OutOfStep { what: "Block" }),
+    }
+    // While we asked, QEMU may have stopped the VM after all (its stream is held, so it can't have
+    // got far, but it can have decided).
+    if ready.stopped_first.is_none() {
+        while let Some(event) = ready.armed.prepared.node.events.try_recv() {
+            if event.name == EventName::Stop {
+                ready.stopped_first = Some(event);
+            }
+        }
+    }
+    let moments = match ready.stopped_first.take() {
+        Some(event) => {
+            run.report.cutover.qemu_stopped_first = true;
+            tracing::warn!(
+                "QEMU stopped the VM before the redirect was in place: recovering its packets"
+            );
+            recover::after_early_stop(&ready.armed, run, &event).await?
+        }
+        None => flip_drain_stop(&mut ready, run).await?,
+    };
+    run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
+    ready.governor.set(Pace::Full);
+    wait_until_loaded(&mut ready.armed, run, &ready.relay).await?;
+    run.report.cutover.loaded_ms = Some(ms_since(moments.flip));
+    Ok(Paused {
+        armed: ready.armed,
+        moments,
+    })
+}
+
+async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, MigrateError> {
+    let armed = &mut ready.armed;
+    let flip_us = now_us();
+    let flip = Instant::now();
+    let flip_time = match &armed.hooks {
+        Some(hooks) => Some(hooks.flip().doing("flip to REDIRECT")?),
+        None => None,
+    };
+    run.report.cutover.flip_write_us = flip_time.map(write_us);
+    let drained = drain(armed).await;
+    run.report.cutover.drained_ms = Some(ms_since(flip));
+    armed
+        .prepared
+        .node
+        .qmp
+        .execute(Stop)
+        .await
+        .doing("stop the VM")?;
+    run.report.cutover.stopped_ms = Some(ms_since(flip));
+    let event = armed
+        .prepared
+        .node
+        .events
+        .wait_for(|e| e.name == EventName::Stop, deadline::REQUEST)
+        .await
+        .doing("see the VM stop")?;
+    Ok(Moments {
+        flip,
+        flip_us,
+        flip_time,
+        stopped_us: event.timestamp_us,
+        drained,
+    })
+}
+
+/// Waits until QEMU has read every packet that was passed to the tap before the flip.
+async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
+    let hooks = armed.hooks.as_ref()?;
+    let end = Instant::now() + DRAIN_BUDGET;
+    let mut confirmed = false;
+    loop {
+        observe_tap(armed);
+        let (drained, balance) = {
+            let watch = lock(&armed.watch);
+            (watch.is_drained(), watch.balance())
+        };
+        if (drained && confirmed) || Instant::now() >= end {
+            if !drained {
+                tracing::warn!(balance = ?balance, "the guest did not read its tap in time; going on");
+            }
+            let passed = hooks.counters().ok()?.s2.packets;
+            return Some((passed, balance?));
+        }
+        confirmed = drained;
+        // Finer than the runtime's timer, and QEMU needs the processor: yield, don't sleep.
+        let pause = Instant::now()
+            + if drained {
+                DRAIN_CONFIRM
+            } else {
+                Duration::from_micros(50)
+            };
+        while Instant::now() < pause {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Both QEMUs have to say so: the source that everything is sent, the destination that everything
+/// is loaded.
+async fn wait_until_loaded(
+    armed: &mut Armed,
+    run: &Run,
+    relay: &RelayStatus,
+) -> Result<(), MigrateError> {
+    let end = tokio::time::Instant::now() + deadline::SWITCHOVER;
+    let (mut sent, mut loaded) = (false, false);
+    while !(sent && loaded) {
+        tokio::select! {
+            biased;
+            event = armed.prepared.node.events.recv(), if !sent => {
+                sent = has_completed(&event.doing("watch the migration end")?)?;
+            }
+            notice = armed.prepared.notices.next(), if !loaded => {
+                match bad_news(notice.doing("hear from the destination")?) {
+                    Some(error) => return Err(error),
+                    None => loaded = true,
+                }
+            }
+            error = relay.failed(), if !loaded => {
+                return Err(MigrateError::Relay { doing: "carry the RAM stream", source: error });
+            }
+            () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
+            () = tokio::time::sleep_until(end) => {
+                return Err(MigrateError::Deadline { what: "the VM's arrival on the destination", within: deadline::SWITCHOVER });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_completed(event: &Event) -> Result<bool, MigrateError> {
+    match event.migration_status() {
+        Some(MigrationStatus::Completed) => Ok(true),
+        Some(status @ (MigrationStatus::Failed | MigrationStatus::Cancelled)) => {
+            Err(MigrateError::MigrationEnded {
+                status: status.to_string(),
+                reason: None,
+            })
+        }
+        _ => Ok(false),
+    }
+}
+
+impl Paused {
+    /// The one irrevocable step. A request that never left this node changes nothing; after any other
+    /// failure the destination may run the VM, and no error comes out of here that could resume it.
+    pub(crate) async fn commit(self, run: &mut Run) -> Result<Committed, MigrateError> {
+        tracing::info!("COMMIT");
+        let asked = self
+            .armed
+            .prepared
+            .peer
+            .client()
+            .request(&Request::Commit, deadline::COMMIT)
+            .await;
+        run.report.cutover.committed_ms = Some(ms_since(self.moments.flip));
+        let running = match asked {
+            Ok(Reply::Committed(resumed)) => Running::Yes(resumed),
+            Ok(_) => Running::Unknown(MigrateError::OutOfStep { what: "Commit" }),
+            Err(error) if error.never_sent() => return Err(error).doing("commit"),
+            Err(source) => Running::Unknown(MigrateError::Session {
+                doing: "commit",
+                source,
+            }),
+        };
+        Ok(Committed::new(self.armed, self.moments, running))
+    }
+}
+
+/// How long the map write took, in microseconds.
+pub(crate) fn write_us(flip: FlipTime) -> f64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "microseconds, shown with one decimal"
+    )]
+    let us = flip.after_ns.saturating_sub(flip.before_ns) as f64 / 1000.0;
+    us
+}
+
+pub(crate) fn ms_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}

@@ -1,0 +1,327 @@
+//! After COMMIT: the VM is the destination's. Linger while packets still arrive here, compare the
+//! ledgers, clean up. No path in this file resumes the VM.
+
+use std::time::{Duration, Instant};
+
+use crate::cli::SourceVm;
+use crate::deadline;
+use crate::ebpf::{FlipTime, PacketDrop};
+use crate::migrate::error::{MigrateError, chain};
+use crate::migrate::ledger::{
+    self, Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance,
+};
+use crate::migrate::message::{Reply, Request, Resumed, Summary};
+use crate::migrate::report::{LedgerReport, Outcome, Report};
+use crate::migrate::rollback::Undone;
+use crate::qmp::command::{QueryMigrate, Quit};
+
+use super::Run;
+use super::arm::Armed;
+use super::cutover::Moments;
+use super::hooks::Hooks;
+
+/// No packet for this long: the network sends the VM's packets elsewhere.
+const QUIET: Duration = Duration::from_secs(2);
+const LINGER_POLL: Duration = Duration::from_millis(20);
+
+/// What the destination said to COMMIT.
+pub(crate) enum Running {
+    Yes(Resumed),
+    /// It may run the VM, or not: nobody here can tell.
+    Unknown(MigrateError),
+}
+
+/// Past the point of no return.
+pub(crate) struct Committed {
+    armed: Armed,
+    moments: Moments,
+    running: Running,
+}
+
+impl Committed {
+    pub(crate) fn new(armed: Armed, moments: Moments, running: Running) -> Self {
+        Self {
+            armed,
+            moments,
+            running,
+        }
+    }
+
+    /// Finishes what COMMIT began. Whatever fails from here on is reported and changes nothing about
+    /// where the VM runs.
+    pub(crate) async fn finish(self, mut run: Run) -> Report {
+        let cleanup = std::mem::take(&mut run.undo).commit();
+        match &self.running {
+            Running::Yes(resumed) => {
+                self.note_times(&mut run, *resumed).await;
+                run.report.outcome = Outcome::Migrated;
+                run.progress.begin("linger");
+                self.linger(&mut run).await;
+                run.progress.begin("reconcile");
+                self.reconcile(&mut run).await;
+                self.end_source_vm(&mut run).await;
+            }
+            Running::Unknown(error) => {
+                run.report.outcome = Outcome::Undecided;
+                run.report.error = Some(undecided(error));
+                tracing::error!(error = chain(error), "COMMIT was sent and not answered");
+            }
+        }
+        run.progress.begin("clean up");
+        run.report.cleanup = cleanup.run(deadline::UNDO).await;
+        if run.report.outcome == Outcome::Migrated {
+            self.say_goodbye(&mut run).await;
+        }
+        run.progress.end();
+        let mut report = run.report;
+        report.phases = run.progress.phases().to_vec();
+        report
+    }
+
+    async fn note_times(&self, run: &mut Run, resumed: Resumed) {
+        let clock = self.armed.prepared.peer.client().clock();
+        let Some(clock) = clock else { return };
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "microseconds, shown with one decimal"
+        )]
+        let (offset_us, rtt_us) = (
+            clock.offset_ns as f64 / 1000.0,
+            clock.rtt_ns as f64 / 1000.0,
+        );
+        run.report.clock_offset_us = Some(offset_us);
+        run.report.clock_rtt_us = Some(rtt_us);
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "differences of less than an hour"
+        )]
+        let between = |from_us: i64, to_us: i64| ((to_us - from_us) as f64 - offset_us) / 1000.0;
+        if let Some(stopped) = self
+            .moments
+            .stopped_us
+            .and_then(|us| i64::try_from(us).ok())
+        {
+            run.report.downtime_ms = Some(between(stopped, resumed.resumed_at_us));
+        }
+        if self.armed.hooks.is_some() {
+            run.report.blackout_ms = Some(between(self.moments.flip_us, resumed.released_at_us));
+        }
+        run.report.cutover.released_ms =
+            Some(between(self.moments.flip_us, resumed.released_at_us));
+        if let Ok(info) = self.armed.prepared.node.qmp.execute(QueryMigrate).await {
+            run.report.qemu_downtime_ms = info.downtime;
+            if let (Some(ram), Some(told)) = (run.report.ram.as_mut(), info.ram) {
+                ram.transferred = told.transferred.unwrap_or(ram.transferred);
+                ram.passes = told.dirty_sync_count.unwrap_or(ram.passes);
+            }
+        }
+    }
+
+    /// Keeps redirecting until no packet has come for a while. A signal does not end this early: the
+    /// packets that still come would be lost.
+    async fn linger(&self, run: &mut Run) {
+        let Some(hooks) = &self.armed.hooks else {
+            return;
+        };
+        let began = Instant::now();
+        let mut last = (hooks.counters().ok().map(|c| c.s1.packets), Instant::now());
+        let mut told = Instant::now();
+        loop {
+            tokio::time::sleep(LINGER_POLL).await;
+            let arrived = hooks.counters().ok().map(|c| c.s1.packets);
+            if arrived != last.0 {
+                last = (arrived, Instant::now());
+            }
+            if run.report.cutover.first_redirect_us.is_none() {
+                run.report.cutover.first_redirect_us =
+                    first_redirect_us(hooks, self.moments.flip_time);
+            }
+            if last.1.elapsed() >= QUIET {
+                return;
+            }
+            if began.elapsed() >= run.config.linger_limit {
+                run.report.warnings.push(format!(
+                    "packets for the VM still arrived here {} s after the cutover: the network does not send them to the \
+                     destination yet, and they are lost from now on; raise --cni-convergence-delay",
+                    run.config.linger_limit.as_secs()
+                ));
+                return;
+            }
+            if told.elapsed() >= Duration::from_secs(5) {
+                told = Instant::now();
+                tracing::info!(
+                    redirected = arrived,
+                    "packets still arrive here and are redirected"
+                );
+            }
+        }
+    }
+
+    async fn reconcile(&self, run: &mut Run) {
+        let source = self.source_ledger();
+        let request = Request::Reconcile {
+            redirected: source.s3.map(|c| c.packets),
+        };
+        let destination = match self
+            .armed
+            .prepared
+            .peer
+            .ask("get the destination's ledger", request, deadline::RECONCILE)
+            .await
+        {
+            Ok(Reply::Ledger(ledger)) => *ledger,
+            Ok(_) => {
+                run.report
+                    .warnings
+                    .push("the destination answered Reconcile with something else".into());
+                DestinationLedger::default()
+            }
+            Err(error) => {
+                run.report.warnings.push(format!(
+                    "the destination's ledger could not be had: {}",
+                    chain(&error)
+                ));
+                DestinationLedger::default()
+            }
+        };
+        let result = ledger::reconcile(&source, &destination, run.recovered);
+        run.report.verdict = result.verdict;
+        run.report.unproven.clone_from(&result.unavailable);
+        let report = LedgerReport::new(source, destination, run.recovered, &result);
+        run.report.drops = report.drops().cloned().collect();
+        run.report.ledger = Some(report);
+    }
+
+    fn source_ledger(&self) -> SourceLedger {
+        let Some(hooks) = &self.armed.hooks else {
+            return SourceLedger::default();
+        };
+        let Ok(counters) = hooks.counters() else {
+            return SourceLedger::default();
+        };
+        let count = |c: crate::ebpf::Count| Count {
+            packets: c.packets,
+            bytes: c.bytes,
+        };
+        let prepared = &self.armed.prepared;
+        let hop = |drop: &PacketDrop| {
+            if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index {
+                Hop::SourceTap
+            } else {
+                Hop::SourceHost
+            }
+        };
+        SourceLedger {
+            s1: Some(count(counters.s1)),
+            s2: Some(count(counters.s2)),
+            s3: Some(count(counters.s3)),
+            digest: Some(counters.digest_s3),
+            tap: self.tap_balance(counters.s2.packets),
+            encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
+            drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
+        }
+    }
+
+    /// What the VM's QEMU never read: as of the drained tap, and everything of the VM's that was
+    /// passed later, to a VM that no longer runs.
+    fn tap_balance(&self, passed_now: u64) -> Option<TapBalance> {
+        let (passed, balance) = self.moments.drained?;
+        Some(TapBalance {
+            unread: balance.unread + passed_now.saturating_sub(passed),
+            ..balance
+        })
+    }
+
+    async fn end_source_vm(&self, run: &mut Run) {
+        if run.config.source_vm == SourceVm::Keep {
+            run.report.warnings.push(
+                "the VM's QEMU stays on the source, stopped: never resume it (--source-vm keep)"
+                    .into(),
+            );
+            return;
+        }
+        if let Err(error) = self.armed.prepared.node.qmp.execute(Quit).await
+            && !error.is_closed()
+        {
+            run.report
+                .warnings
+                .push(format!("the source's QEMU did not quit: {}", chain(&error)));
+        }
+    }
+
+    async fn say_goodbye(&self, run: &mut Run) {
+        let summary = Summary {
+            verdict: run.report.verdict,
+            ledger: run.report.ledger.clone().map(Box::new),
+            unproven: run.report.unproven.clone(),
+        };
+        let finish = Request::Finish { summary };
+        match self
+            .armed
+            .prepared
+            .peer
+            .ask("finish on the destination", finish, deadline::RECONCILE)
+            .await
+        {
+            Ok(Reply::Finished { left_behind }) => {
+                run.report
+                    .cleanup
+                    .extend(left_behind.into_iter().map(|what| Undone {
+                        what: format!("on the destination: {what}"),
+                        error: Some("could not be undone; see the destination's report".into()),
+                    }))
+            }
+            Ok(_) => run
+                .report
+                .warnings
+                .push("the destination answered Finish with something else".into()),
+            Err(error) => run.report.warnings.push(format!(
+                "the destination did not confirm its clean-up: {}",
+                chain(&error)
+            )),
+        }
+    }
+}
+
+/// The kernel's drops as the ledger keeps them. A packet socket that can't keep up loses copies, which
+/// are not the VM's packets.
+pub(crate) fn drop_records(
+    drops: &[PacketDrop],
+    hop: impl Fn(&PacketDrop) -> Hop,
+) -> Vec<DropRecord> {
+    drops
+        .iter()
+        .filter(|drop| !drop.is_copy())
+        .map(|drop| DropRecord {
+            hop: hop(drop),
+            reason: drop.reason.clone(),
+            location: drop
+                .symbol
+                .clone()
+                .unwrap_or_else(|| format!("{:#x}", drop.location)),
+            count: drop.packets,
+        })
+        .collect()
+}
+
+/// Map write to the first packet that went the new way, in microseconds, both on the kernel's clock.
+fn first_redirect_us(hooks: &Hooks, flip: Option<FlipTime>) -> Option<f64> {
+    let first = hooks.counters().ok()?.first_redirected_ns?;
+    let nanoseconds = first.saturating_sub(flip?.before_ns);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "microseconds, shown with one decimal"
+    )]
+    let us = nanoseconds as f64 / 1000.0;
+    Some(us)
+}
+
+fn undecided(error: &MigrateError) -> String {
+    format!(
+        "COMMIT was sent, but its answer did not come ({}). The VM stays stopped on the source. Ask the \
+         destination's QEMU: `query-status` on its QMP socket. If it says running, end the source's QEMU with `quit`: the \
+         migration is done. If it says anything else, first end the destination's QEMU, then resume the VM on the source with \
+         `cont`. Never do both",
+        chain(error)
+    )
+}

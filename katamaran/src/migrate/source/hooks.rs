@@ -1,0 +1,83 @@
+//! The source's data path, shared by the steps that poll it and the undo step that removes it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::ebpf::{EbpfError, FlipTime, PacketDrop, SourceCounters, SourceDataplane};
+use crate::migrate::tap_watch::HookCounts;
+use crate::net::NetNs;
+
+/// The attached programs; removed by whoever comes first, undo or finish.
+#[derive(Debug, Clone)]
+pub(crate) struct Hooks {
+    dataplane: Arc<Mutex<Option<SourceDataplane>>>,
+    netns: NetNs,
+}
+
+impl Hooks {
+    pub(crate) fn new(dataplane: SourceDataplane, netns: NetNs) -> Self {
+        Self {
+            dataplane: Arc::new(Mutex::new(Some(dataplane))),
+            netns,
+        }
+    }
+
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut SourceDataplane) -> T) -> Option<T> {
+        self.dataplane
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .map(work)
+    }
+
+    pub(crate) fn drops(&self) -> Option<Vec<PacketDrop>> {
+        self.with(|d| d.drops())?.ok()?
+    }
+
+    /// The single point in packet order where traffic turns.
+    pub(crate) fn flip(&self) -> Result<FlipTime, EbpfError> {
+        self.with(|d| d.flip()).unwrap_or_else(removed)
+    }
+
+    pub(crate) fn unflip(&self) -> Result<(), EbpfError> {
+        self.with(|d| d.unflip().map(|_| ())).unwrap_or(Ok(()))
+    }
+
+    pub(crate) fn counters(&self) -> Result<SourceCounters, EbpfError> {
+        self.with(|d| d.counters()).unwrap_or_else(removed)
+    }
+
+    /// Detaches and unpins everything. Idempotent.
+    pub(crate) fn remove(&self) -> Result<(), String> {
+        let dataplane = self
+            .dataplane
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match dataplane {
+            None => Ok(()),
+            Some(dataplane) => match self.netns.run(move || dataplane.remove()) {
+                Ok(removed) => removed.map_err(|e| crate::migrate::error::chain(&e)),
+                Err(e) => Err(crate::migrate::error::chain(&e)),
+            },
+        }
+    }
+}
+
+impl HookCounts for Hooks {
+    fn offered(&self) -> Option<(u64, u64)> {
+        let offered = self.counters().ok()?.offered?;
+        Some((offered.skbs, offered.packets))
+    }
+
+    fn passed(&self) -> Option<u64> {
+        let counters = self.counters().ok()?;
+        Some(counters.s2.packets + counters.other.packets)
+    }
+}
+
+fn removed<T>() -> Result<T, EbpfError> {
+    Err(EbpfError::Missing {
+        kind: "program",
+        name: "(removed already)",
+    })
+}

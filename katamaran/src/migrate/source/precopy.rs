@@ -1,0 +1,334 @@
+//! Pre-copy: RAM flows while the VM runs, until the pause would be short enough.
+
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::migrate::convergence::{Controller, Decision, Pace, Reading};
+use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::message::{Reply, Request};
+use crate::migrate::progress::RamProgress;
+use crate::migrate::report::Ram;
+use crate::migrate::tap_watch::lock;
+use crate::qmp::command::{
+    Capability, CapabilityState, Migrate, MigrateSetCapabilities, MigrateSetParameters,
+    MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateParameters,
+};
+use crate::qmp::{Event, EventName};
+use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay, connector};
+
+use crate::control::Preamble;
+use crate::migrate::node::{make_private, relay_directory};
+use crate::migrate::report::Role;
+
+use super::Run;
+use super::arm::Armed;
+use super::peer::bad_news;
+use super::recover::GiveBack;
+
+/// QEMU's guard: it may switch over by itself only when this much would be left to do.
+const GUARD_DOWNTIME_MS: u64 = 1;
+/// QEMU's own rate limit works in steps of 100 ms; pacing is the relay's business.
+const UNLIMITED: u64 = 1 << 40;
+/// With `avail-switchover-bandwidth` (QEMU 8.2) the guard is one page, whatever bandwidth was measured.
+const GUARD_BANDWIDTH: u64 = 4096 * 1000;
+/// The first QEMU that knows `avail-switchover-bandwidth`.
+const HAS_GUARD_BANDWIDTH: (u32, u32) = (8, 2);
+/// From here on passed packets are also copied, in case QEMU stops first.
+const COPY_BELOW: u64 = 32 << 20;
+
+/// The VM can be stopped now; QEMU's stream is held.
+pub(crate) struct Ready {
+    pub(crate) armed: Armed,
+    pub(crate) governor: Governor,
+    pub(crate) predicted: Duration,
+    /// The STOP event of a QEMU that stopped the VM by itself.
+    pub(crate) stopped_first: Option<Event>,
+    pub(crate) relay: RelayStatus,
+}
+
+pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateError> {
+    let multifd = run.config.multifd_channels;
+    let incoming = Request::Incoming {
+        multifd_channels: multifd,
+    };
+    match armed
+        .prepared
+        .peer
+        .ask(
+            "let the destination's QEMU listen",
+            incoming,
+            deadline::REQUEST,
+        )
+        .await?
+    {
+        Reply::Listening => {}
+        _ => return Err(MigrateError::OutOfStep { what: "Incoming" }),
+    }
+    set_up_qemu(&armed, run).await?;
+
+    let session = run.session;
+    let dialer = armed.prepared.dialer.clone();
+    let governor = Governor::new(full_pace(run));
+    let dial = connector(move |stream| {
+        let dialer = dialer.clone();
+        async move {
+            dialer
+                .dial(Preamble::ram(session, stream))
+                .await
+                .map_err(std::io::Error::other)
+        }
+    });
+    let directory = relay_directory(session, Role::Source);
+    if let Some(parent) = directory.parent() {
+        make_private(parent).map_err(|source| MigrateError::Directory {
+            path: parent.to_owned(),
+            source,
+        })?;
+    }
+    let relay = SourceRelay::start(&directory, dial, governor.clone())
+        .doing("open the socket for QEMU's stream")?;
+    let (uri, status) = (relay.uri(), relay.status().clone());
+    run.undo.cleanup("RAM relay", move || async move {
+        relay.shutdown().await;
+        Ok(())
+    });
+    let give_back = GiveBack::new(&armed);
+    run.undo
+        .on_abort("the VM's stop and its migration", move || give_back.run());
+    armed
+        .prepared
+        .node
+        .qmp
+        .execute(Migrate { uri })
+        .await
+        .doing("start the migration")?;
+
+    converge(armed, run, governor, status).await
+}
+
+/// Sets what a migration needs, and remembers what was set before.
+async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
+    let qmp = &armed.prepared.node.qmp;
+    let before = qmp
+        .execute(QueryMigrateParameters)
+        .await
+        .doing("ask for migration parameters")?;
+    let switch = |capability, state| CapabilityState { capability, state };
+    let mut capabilities = vec![
+        switch(Capability::Events, true),
+        switch(Capability::Multifd, run.config.multifd_channels > 0),
+        switch(Capability::AutoConverge, run.config.auto_converge),
+    ];
+    capabilities.retain(|c| c.state || c.capability != Capability::Events);
+    qmp.execute(MigrateSetCapabilities { capabilities })
+        .await
+        .doing("set migration capabilities")?;
+    let knows_guard = {
+        let (major, minor, _) = armed.prepared.node.qemu_version();
+        (major, minor) >= HAS_GUARD_BANDWIDTH
+    };
+    let parameters = MigrationParameters {
+        downtime_limit: Some(GUARD_DOWNTIME_MS),
+        max_bandwidth: Some(UNLIMITED),
+        avail_switchover_bandwidth: knows_guard.then_some(GUARD_BANDWIDTH),
+        multifd_channels: (run.config.multifd_channels > 0)
+            .then_some(run.config.multifd_channels.into()),
+        ..MigrationParameters::default()
+    };
+    let restore_on = qmp.clone();
+    let restore = MigrationParameters {
+        downtime_limit: before.downtime_limit,
+        max_bandwidth: before.max_bandwidth,
+        avail_switchover_bandwidth: before.avail_switchover_bandwidth,
+        multifd_channels: before.multifd_channels,
+        ..MigrationParameters::default()
+    };
+    run.undo
+        .on_abort("QEMU's migration parameters", move || async move {
+            restore_on
+                .execute(MigrateSetParameters::from(restore))
+                .await
+                .map(|_| ())
+                .map_err(|e| crate::migrate::error::chain(&e))
+        });
+    qmp.execute(MigrateSetParameters::from(parameters))
+        .await
+        .doing("set migration parameters")?;
+    Ok(())
+}
+
+fn full_pace(run: &Run) -> RelayPace {
+    run.config
+        .max_bandwidth
+        .map_or(RelayPace::Full, RelayPace::Rate)
+}
+
+async fn converge(
+    mut armed: Armed,
+    run: &mut Run,
+    governor: Governor,
+    relay: RelayStatus,
+) -> Result<Ready, MigrateError> {
+    let began = Instant::now();
+    let mut controller = Controller::new(run.config.downtime);
+    let mut told_stalled = false;
+    let mut copying_frames = false;
+    loop {
+        let info = armed
+            .prepared
+            .node
+            .qmp
+            .execute(QueryMigrate)
+            .await
+            .doing("ask how far the RAM copy is")?;
+        observe_tap(&armed);
+        if let Some(event) = take_stop(&mut armed) {
+            return Ok(Ready {
+                armed,
+                governor,
+                predicted: Duration::ZERO,
+                stopped_first: Some(event),
+                relay,
+            });
+        }
+        check_status(&info)?;
+        let now = reading(&info, began);
+        if !copying_frames && now.remaining < COPY_BELOW && now.syncs > 0 {
+            copying_frames = true;
+            if let Some(hooks) = &armed.hooks {
+                hooks
+                    .with(|d| d.set_copy_ring(true))
+                    .transpose()
+                    .doing("copy passed packets")?;
+            }
+        }
+        let decision = controller.observe(now);
+        note_ram(run, &controller, now, total(&info));
+        match decision {
+            Decision::Fire { predicted } => {
+                governor.set(RelayPace::Hold);
+                tracing::debug!(
+                    predicted_ms = predicted.as_millis(),
+                    remaining = now.remaining,
+                    "cutting over"
+                );
+                return Ok(Ready {
+                    armed,
+                    governor,
+                    predicted,
+                    stopped_first: None,
+                    relay,
+                });
+            }
+            Decision::Continue { pace, poll } => {
+                governor.set(match (pace, full_pace(run)) {
+                    (Pace::Full, full) => full,
+                    (Pace::Rate(rate), RelayPace::Rate(limit)) => RelayPace::Rate(rate.min(limit)),
+                    (Pace::Rate(rate), _) => RelayPace::Rate(rate),
+                });
+                wait(&mut armed, run, &relay, poll).await?;
+            }
+        }
+        if controller.is_stalled() && !told_stalled {
+            told_stalled = true;
+            tracing::warn!(
+                "the RAM copy is not converging: the guest dirties memory as fast as it is copied"
+            );
+        }
+        if began.elapsed() > run.config.migration_timeout {
+            const MIB: f64 = 1048576.0;
+            return Err(MigrateError::NotConverging {
+                after: run.config.migration_timeout,
+                dirty_mib: controller.dirty_rate() / MIB,
+                path_mib: controller.bandwidth() / MIB,
+                pause_ms: controller.predict(now).as_secs_f64() * 1000.0,
+            });
+        }
+    }
+}
+
+/// Waits for the next look, or for anything that ends the copy.
+async fn wait(
+    armed: &mut Armed,
+    run: &Run,
+    relay: &RelayStatus,
+    poll: Duration,
+) -> Result<(), MigrateError> {
+    tokio::select! {
+        biased;
+        () = run.stop.cancelled() => Err(MigrateError::Interrupted),
+        notice = armed.prepared.notices.next() => match bad_news(notice.doing("hear from the destination")?) {
+            Some(error) => Err(error),
+            None => Err(MigrateError::OutOfStep { what: "the RAM stream" }),
+        },
+        error = relay.failed() => Err(MigrateError::Relay { doing: "carry the RAM stream", source: error }),
+        () = tokio::time::sleep(poll) => Ok(()),
+    }
+}
+
+/// The STOP event, if QEMU has sent one.
+fn take_stop(armed: &mut Armed) -> Option<Event> {
+    while let Some(event) = armed.prepared.node.events.try_recv() {
+        if event.name == EventName::Stop {
+            return Some(event);
+        }
+    }
+    None
+}
+
+fn check_status(info: &MigrationInfo) -> Result<(), MigrateError> {
+    match &info.status {
+        Some(
+            MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::Cancelling,
+        ) => Err(MigrateError::MigrationEnded {
+            status: info
+                .status
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            reason: info.error_desc.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn observe_tap(armed: &Armed) {
+    if let Some(hooks) = &armed.hooks {
+        lock(&armed.watch).observe(hooks);
+    }
+}
+
+fn reading(info: &MigrationInfo, began: Instant) -> Reading {
+    let ram = info.ram.clone().unwrap_or_default();
+    Reading {
+        at: began.elapsed(),
+        remaining: ram.remaining.unwrap_or(0),
+        transferred: ram.transferred.unwrap_or(0),
+        syncs: ram.dirty_sync_count.unwrap_or(0),
+    }
+}
+
+fn total(info: &MigrationInfo) -> u64 {
+    info.ram.as_ref().and_then(|r| r.total).unwrap_or(0)
+}
+
+fn note_ram(run: &mut Run, controller: &Controller, now: Reading, total: u64) {
+    run.progress.ram(RamProgress {
+        total,
+        remaining: now.remaining,
+        transferred: now.transferred,
+        pass: now.syncs,
+        bandwidth: controller.bandwidth(),
+        dirty_rate: controller.dirty_rate(),
+        predicted: controller.predict(now),
+        limit: run.config.downtime,
+    });
+    run.report.ram = Some(Ram {
+        total,
+        transferred: now.transferred,
+        bandwidth: controller.bandwidth(),
+        dirty_rate: controller.dirty_rate(),
+        passes: now.syncs,
+        remaining_at_stop: Some(now.remaining),
+    });
+}

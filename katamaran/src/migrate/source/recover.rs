@@ -1,0 +1,337 @@
+//! Packets that a stopped VM did not get: recovered at the source when QEMU stopped first, taken
+//! back from the destination when the migration is aborted.
+
+use std::time::{Duration, Instant};
+
+use crate::control::FRAME_LIMIT;
+use crate::deadline;
+use crate::ebpf::CopiedFrame;
+use crate::migrate::error::{Doing as _, MigrateError, chain};
+use crate::migrate::message::{Reply, Request, WireFrame};
+use crate::migrate::progress::now_us;
+use crate::migrate::tap_watch::{SharedWatch, lock};
+use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
+use crate::net::tapfd::{TapFrame, TapQueues};
+use crate::net::{NetError, NetNs};
+use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus};
+use crate::qmp::{Event, Qmp};
+
+use super::Run;
+use super::arm::Armed;
+use super::cutover::{Moments, ms_since, write_us};
+use super::hooks::Hooks;
+use super::peer::Peer;
+
+/// More than any ring holds that we lengthen.
+const FRAMES_MAX: usize = 200_000;
+/// How long a packet takes, at most, from the hook into the tap's ring.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// QEMU stopped the VM by itself while packets were still passed to it. They sit in the tap's
+/// ring, older than anything that is redirected from now on, so they go first; then the flip, then
+/// what slipped in between. The first packet after the stop is not in the ring: a stopped QEMU reads
+/// one and keeps it. It is found in the program's copies.
+pub(crate) async fn after_early_stop(
+    armed: &Armed,
+    run: &mut Run,
+    stop: &Event,
+) -> Result<Moments, MigrateError> {
+    let Some(hooks) = &armed.hooks else {
+        return Ok(Moments {
+            flip: Instant::now(),
+            flip_us: now_us(),
+            flip_time: None,
+            stopped_us: stop.timestamp_us,
+            drained: None,
+        });
+    };
+    let queues = duplicate_tap(armed)?;
+    let first = read_ring(&queues)?;
+    let swallowed = swallowed_frame(hooks, &first, stop);
+    let mut older: Vec<WireFrame> = swallowed.into_iter().collect();
+    older.extend(first.iter().map(wire_frame));
+    let mut sent = inject_at_destination(&armed.prepared.peer, older).await?;
+
+    let flip_us = now_us();
+    let flip = Instant::now();
+    let time = hooks.flip().doing("flip to REDIRECT")?;
+    run.report.cutover.flip_write_us = Some(write_us(time));
+    settle(armed, hooks).await;
+    let between = read_ring(&queues)?;
+    sent += inject_at_destination(
+        &armed.prepared.peer,
+        between.iter().map(wire_frame).collect(),
+    )
+    .await?;
+
+    lock(&armed.watch).observe(hooks);
+    run.recovered.from_source_tap = sent;
+    run.recovered.into_destination_tap = sent;
+    run.report.cutover.drained_ms = Some(ms_since(flip));
+    run.report.cutover.stopped_ms = Some(0.0);
+    run.report.warnings.push(format!(
+        "QEMU stopped the VM before the redirect was in place; {sent} packets were recovered from its tap"
+    ));
+    let passed = hooks
+        .counters()
+        .doing("read the source's counters")?
+        .s2
+        .packets;
+    let balance = lock(&armed.watch).balance();
+    Ok(Moments {
+        flip,
+        flip_us,
+        flip_time: Some(time),
+        stopped_us: stop.timestamp_us,
+        drained: balance.map(|b| (passed, b)),
+    })
+}
+
+fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
+    let node = &armed.prepared.node;
+    let pid = node.qemu_pid.ok_or(MigrateError::OutOfStep {
+        what: "a QEMU without a process id",
+    })?;
+    let tap = crate::discover::tap(pid, Some(&node.tap.name))?;
+    TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors)
+        .doing("duplicate QEMU's tap descriptor")
+}
+
+fn read_ring(queues: &TapQueues) -> Result<Vec<TapFrame>, MigrateError> {
+    queues
+        .read_unread(FRAMES_MAX)
+        .doing("read what QEMU left in the tap")
+}
+
+fn wire_frame(frame: &TapFrame) -> WireFrame {
+    WireFrame([&frame.vnet_header.0[..], &frame.frame].concat())
+}
+
+/// Waits until what the hook passed is in the ring.
+async fn settle(armed: &Armed, hooks: &Hooks) {
+    let end = Instant::now() + SETTLE;
+    while Instant::now() < end {
+        let mut watch = lock(&armed.watch);
+        watch.observe(hooks);
+        if watch.balance().is_some_and(|b| b.not_enqueued == 0) {
+            return;
+        }
+        drop(watch);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The packet before the first unread one; with nothing unread, the only one passed after the stop.
+fn swallowed_frame(hooks: &Hooks, unread: &[TapFrame], stop: &Event) -> Option<WireFrame> {
+    let copies: Vec<CopiedFrame> = hooks.with(|d| d.copied_frames())?.ok()?;
+    let copy = match unread.first() {
+        Some(first) => {
+            let index = copies
+                .iter()
+                .rposition(|c| is_copy_of(&c.bytes, &first.frame))?;
+            copies.get(index.checked_sub(1)?)?
+        }
+        None => {
+            let stopped_ns = monotonic_ns(stop)?;
+            let last_passed = hooks.counters().ok()?.last_passed_ns?;
+            if i128::from(last_passed) < stopped_ns {
+                return None;
+            }
+            copies.last()?
+        }
+    };
+    copy.is_whole()
+        .then(|| WireFrame([&VnetHeader::default().0[..], &copy.bytes].concat()))
+}
+
+/// A copy has its checksum filled in; a frame in the ring may leave that to the guest.
+fn is_copy_of(copy: &[u8], frame: &[u8]) -> bool {
+    const CHECKSUM: usize = 2;
+    copy.len() == frame.len() && copy.iter().zip(frame).filter(|(a, b)| a != b).count() <= CHECKSUM
+}
+
+/// The event's time on the clock that the programs use (CLOCK_MONOTONIC).
+fn monotonic_ns(event: &Event) -> Option<i128> {
+    let ago_us = i128::from(now_us()) - i128::from(event.timestamp_us?);
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
+    Some(i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec()) - ago_us * 1000)
+}
+
+async fn inject_at_destination(peer: &Peer, frames: Vec<WireFrame>) -> Result<u64, MigrateError> {
+    let mut injected = 0;
+    for batch in batches(frames) {
+        match peer
+            .ask(
+                "deliver recovered packets",
+                Request::Inject { frames: batch },
+                deadline::REQUEST,
+            )
+            .await?
+        {
+            Reply::Injected { frames } => injected += frames,
+            _ => return Err(MigrateError::OutOfStep { what: "Inject" }),
+        }
+    }
+    Ok(injected)
+}
+
+/// Cuts frames into requests that stay below the frame limit of the session.
+pub(crate) fn batches(frames: Vec<WireFrame>) -> Vec<Vec<WireFrame>> {
+    let mut batches = Vec::new();
+    let mut batch = Vec::new();
+    let mut size = 0;
+    for frame in frames {
+        // base64 needs 4 characters for 3 bytes; half the limit leaves room for everything else.
+        let encoded = frame.0.len() * 4 / 3 + 8;
+        if size + encoded > FRAME_LIMIT / 2 && !batch.is_empty() {
+            batches.push(std::mem::take(&mut batch));
+            size = 0;
+        }
+        size += encoded;
+        batch.push(frame);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
+/// Ends a migration that did not commit: cancelled in QEMU, held packets taken back from the destination,
+/// redirect off, and the VM running again here.
+pub(crate) struct GiveBack {
+    qmp: Qmp,
+    peer: Peer,
+    hooks: Option<Hooks>,
+    watch: SharedWatch,
+    tap_netns: NetNs,
+    tap: u32,
+}
+
+impl GiveBack {
+    pub(crate) fn new(armed: &Armed) -> Self {
+        let node = &armed.prepared.node;
+        Self {
+            qmp: node.qmp.clone(),
+            peer: armed.prepared.peer.clone(),
+            hooks: armed.hooks.clone(),
+            watch: armed.watch.clone(),
+            tap_netns: node.tap_netns.clone(),
+            tap: node.tap.index,
+        }
+    }
+
+    /// The VM's packets wait at the destination until the first round of returns is in the tap; only
+    /// then is the redirect turned off, so that what comes directly comes after them.
+    pub(crate) async fn run(self) -> Result<(), String> {
+        let mut problems = Vec::new();
+        if let Err(error) = self.qmp.execute(MigrateCancel).await {
+            problems.push(chain(&error));
+        }
+        let redirecting = self
+            .hooks
+            .as_ref()
+            .and_then(|h| h.counters().ok())
+            .is_some_and(|c| c.s3.packets > 0);
+        if redirecting && let Err(error) = self.take_back().await {
+            problems.push(format!("take held packets back: {error}"));
+        }
+        if let Some(hooks) = &self.hooks
+            && let Err(error) = hooks.unflip()
+        {
+            problems.push(chain(&error));
+        }
+        if redirecting && let Err(error) = self.take_back().await {
+            problems.push(format!("take the last packets back: {error}"));
+        }
+        if let Err(error) = self.resume().await {
+            problems.push(error);
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.join("; "))
+        }
+    }
+
+    async fn take_back(&self) -> Result<u64, String> {
+        let mut injector = FrameInjector::open(&self.tap_netns, self.tap).map_err(|e| chain(&e))?;
+        loop {
+            let request = Request::Abort {
+                reason: "the source gave up".into(),
+            };
+            let reply = self
+                .peer
+                .ask("take packets back", request, deadline::REQUEST)
+                .await
+                .map_err(|e| chain(&e))?;
+            let Reply::Aborted { frames, more } = reply else {
+                return Err("the destination answered Abort with something else".into());
+            };
+            lock(&self.watch).add_injected(frames.len() as u64);
+            inject(&mut injector, &frames).map_err(|e| chain(&e))?;
+            if !more {
+                return Ok(injector.injected());
+            }
+        }
+    }
+
+    /// `migrate_cancel` lets a VM run again that QEMU itself stopped, but not one that we stopped.
+    async fn resume(&self) -> Result<(), String> {
+        let end = Instant::now() + deadline::QMP_RUN_STATE;
+        loop {
+            let migration = self
+                .qmp
+                .execute(QueryMigrate)
+                .await
+                .map_err(|e| chain(&e))?;
+            let over = migration
+                .status
+                .as_ref()
+                .is_none_or(crate::qmp::command::MigrationStatus::is_final);
+            if over || Instant::now() >= end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
+        if status.running {
+            return Ok(());
+        }
+        self.qmp.execute(Cont).await.map_err(|e| chain(&e))?;
+        let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
+        if status.running {
+            Ok(())
+        } else {
+            Err(format!("the VM is still {}", status.status))
+        }
+    }
+}
+
+/// Puts frames, each with its virtio_net_hdr in front, into a tap.
+pub(crate) fn inject(injector: &mut FrameInjector, frames: &[WireFrame]) -> Result<(), NetError> {
+    for WireFrame(bytes) in frames {
+        let Some((header, frame)) = bytes.split_first_chunk::<VNET_HEADER>() else {
+            continue;
+        };
+        injector.inject(VnetHeader(*header), frame)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_the_order_and_stay_below_the_limit() {
+        let frames: Vec<WireFrame> = (0..2000u32)
+            .map(|n| WireFrame([&n.to_be_bytes()[..], &[0; 1500]].concat()))
+            .collect();
+        let batches = batches(frames.clone());
+        assert!(batches.len() > 1);
+        for batch in &batches {
+            assert!(serde_json::to_string(batch).unwrap().len() < FRAME_LIMIT);
+        }
+        assert_eq!(batches.concat(), frames);
+    }
+}

@@ -1,0 +1,227 @@
+//! The report as a person reads it.
+
+use std::fmt::Write as _;
+
+use super::ledger::{Count, Verdict};
+use super::message::{Buffer, Tunnel};
+use super::report::{Outcome, Report, Role};
+
+/// Renders the summary that a migration prints on standard output.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_summary(&mut out, report);
+    out
+}
+
+fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
+    let outcome = match r.outcome {
+        Outcome::Migrated => "migrated: the VM runs on the destination",
+        Outcome::Failed => "failed: the VM runs on the source",
+        Outcome::Refused => "refused: nothing was touched",
+        Outcome::Interrupted => "interrupted: the VM runs on the source",
+        Outcome::Undecided => "UNDECIDED: see below before anything is started",
+    };
+    let role = match r.role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    };
+    writeln!(out, "session {} ({role})  {outcome}", r.session)?;
+    if let Some(error) = &r.error {
+        writeln!(out, "\n  error: {error}")?;
+    }
+    if !r.phases.is_empty() {
+        writeln!(out, "\n  phases")?;
+        for phase in &r.phases {
+            writeln!(out, "    {:<12} {:>10.1} ms", phase.name, phase.duration_ms)?;
+        }
+    }
+    write_cutover(out, r)?;
+    if r.ledger.is_some() {
+        write_ledger(out, r)?;
+    }
+    for warning in &r.warnings {
+        writeln!(out, "\n  warning: {warning}")?;
+    }
+    let left: Vec<_> = r.left_behind().collect();
+    if !left.is_empty() {
+        writeln!(out, "\n  left behind")?;
+        for step in left {
+            writeln!(
+                out,
+                "    {}: {}",
+                step.what,
+                step.error.as_deref().unwrap_or_default()
+            )?;
+        }
+    }
+    if r.outcome == Outcome::Migrated && (r.role == Role::Source || r.verdict != Verdict::Unproven)
+    {
+        write_verdict(out, r)?;
+    }
+    Ok(())
+}
+
+fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
+    if r.downtime_ms.is_none() && r.ram.is_none() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    if let Some(ram) = &r.ram {
+        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+        let (total, sent) = (
+            ram.total as f64 / 1048576.0,
+            ram.transferred as f64 / 1048576.0,
+        );
+        writeln!(
+            out,
+            "  RAM       {total:.1} MiB, {sent:.1} MiB sent in {} passes at {:.0} MiB/s, guest dirties {:.1} MiB/s",
+            ram.passes,
+            ram.bandwidth / 1048576.0,
+            ram.dirty_rate / 1048576.0,
+        )?;
+    }
+    if let Some(ms) = r.downtime_ms {
+        let qemu = r
+            .qemu_downtime_ms
+            .map_or("not told".into(), |q| format!("{q} ms"));
+        let clock = match (r.clock_offset_us, r.clock_rtt_us) {
+            (Some(offset), Some(rtt)) => {
+                format!(", clocks {offset:+.0} us apart, +-{:.0} us", rtt / 2.0)
+            }
+            _ => String::new(),
+        };
+        writeln!(
+            out,
+            "  downtime  {ms:.1} ms, STOP to RESUME (QEMU's own figure: {qemu}{clock})"
+        )?;
+    }
+    if let Some(ms) = r.blackout_ms {
+        writeln!(out, "  blackout  {ms:.1} ms, flip to release")?;
+    }
+    let c = &r.cutover;
+    if let Some(write) = c.flip_write_us {
+        let first = c
+            .first_redirect_us
+            .map_or("no packet was redirected".into(), |us| {
+                format!("first packet redirected {us:.1} us after it")
+            });
+        writeln!(out, "  flip      {write:.1} us map write, {first}")?;
+    }
+    if let (Some(drained), Some(stopped)) = (c.drained_ms, c.stopped_ms) {
+        let more: String = [
+            ("loaded", c.loaded_ms),
+            ("committed", c.committed_ms),
+            ("released", c.released_ms),
+        ]
+        .iter()
+        .filter_map(|(name, at)| at.map(|at| format!(", {name} {at:.1}")))
+        .collect();
+        writeln!(
+            out,
+            "  after the flip (ms): drained {drained:.1}, stopped {stopped:.1}{more}"
+        )?;
+    }
+    if c.qemu_stopped_first {
+        writeln!(
+            out,
+            "  QEMU stopped the VM by itself, before the redirect was in place"
+        )?;
+    }
+    match (r.tunnel, r.buffer) {
+        (Some(tunnel), Some(buffer)) => {
+            let tunnel = match tunnel {
+                Tunnel::Ip => "IPIP/IP6IP6, encapsulated by the eBPF program".to_owned(),
+                Tunnel::Vxlan { port } => format!("vxlan device, UDP port {port}"),
+                Tunnel::None => "none".to_owned(),
+            };
+            let buffer = match buffer {
+                Buffer::Plug { limit_bytes } => format!("sch_plug, {limit_bytes} bytes"),
+                Buffer::TapRing { slots } => {
+                    format!("tap ring, {slots} packets (this kernel has no sch_plug)")
+                }
+            };
+            writeln!(out, "  path      tunnel: {tunnel}; held in: {buffer}")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_ledger(out: &mut String, r: &Report) -> std::fmt::Result {
+    let Some(l) = &r.ledger else { return Ok(()) };
+    let count = |c: Option<Count>| {
+        c.map_or("not read".to_owned(), |c| {
+            format!("{} packets, {} bytes", c.packets, c.bytes)
+        })
+    };
+    let number = |n: Option<u64>| n.map_or("not read".to_owned(), |n| format!("{n} packets"));
+    writeln!(out, "\n  packet ledger")?;
+    for (hop, what, value) in [
+        ("S1", "arrived at the source", count(l.s1)),
+        ("S2", "passed to the VM there", count(l.s2)),
+        ("S2'", "read by its QEMU", number(l.s2_read)),
+        ("S3", "redirected", count(l.s3)),
+        ("D1", "arrived through the tunnel", count(l.d1)),
+        ("D2", "arrived directly", count(l.d2)),
+        ("D3", "passed to the VM here", count(l.d3)),
+        ("D3'", "read by its QEMU", number(l.d3_read)),
+        ("X", "dropped by a kernel", number(l.x)),
+    ] {
+        writeln!(out, "    {hop:<4} {what:<27} {value}")?;
+    }
+    if let (Some(s), Some(d)) = (&l.digest_source, &l.digest_dest) {
+        let equal = if s == d { "equal" } else { "DIFFERENT" };
+        writeln!(out, "    digest of S3 {s}, of D1 {d}: {equal}")?;
+    }
+    if l.recovered.from_source_tap > 0 {
+        writeln!(
+            out,
+            "    recovered from the source's tap: {}, delivered ahead of the others: {}",
+            l.recovered.from_source_tap, l.recovered.into_destination_tap
+        )?;
+    }
+    Ok(())
+}
+
+fn write_verdict(out: &mut String, r: &Report) -> std::fmt::Result {
+    writeln!(out)?;
+    match r.verdict {
+        Verdict::Proven => writeln!(out, "  zero-drop: proven"),
+        Verdict::Unproven => {
+            writeln!(
+                out,
+                "  zero-drop: unproven, no loss is known, but not everything could be counted:"
+            )?;
+            for what in &r.unproven {
+                writeln!(out, "    {what}")?;
+            }
+            Ok(())
+        }
+        Verdict::Violated => {
+            let (lost, duplicated) = r.ledger.as_ref().map_or((0, 0), |l| (l.lost, l.duplicated));
+            writeln!(
+                out,
+                "  zero-drop: VIOLATED, {lost} lost, {duplicated} duplicated"
+            )?;
+            for imbalance in r.ledger.iter().flat_map(|l| &l.imbalances) {
+                let reasons = if imbalance.reasons.is_empty() {
+                    "the kernels of both nodes report no drop".to_owned()
+                } else {
+                    imbalance.reasons.join(", ")
+                };
+                let altered = if imbalance.altered {
+                    ", contents differ"
+                } else {
+                    ""
+                };
+                writeln!(
+                    out,
+                    "    at {}: {} lost, {} duplicated{altered}: {reasons}",
+                    imbalance.hop, imbalance.lost, imbalance.duplicated
+                )?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Reads a tap's three counters, in the order that [`TapAccount`] asks for.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::error::chain;
+use super::ledger::TapBalance;
+use super::tap_account::{TapAccount, TapSample};
+use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
+
+/// How long a ring may take to become empty before it is left long.
+const EMPTY_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the hooks counted towards the tap: skbs and wire segments handed to its driver, wire
+/// segments passed by the TC hook. `None` where it cannot be read.
+pub(crate) trait HookCounts {
+    /// (skbs, packets) offered to the driver.
+    fn offered(&self) -> Option<(u64, u64)>;
+    /// Wire segments passed by the hook, the VM's and all others.
+    fn passed(&self) -> Option<u64>;
+}
+
+/// The running balance of the tap on this node.
+#[derive(Debug)]
+pub(crate) struct TapWatch {
+    counters: TapCounters,
+    account: TapAccount,
+}
+
+impl TapWatch {
+    pub(crate) fn new(counters: TapCounters) -> Self {
+        Self {
+            counters,
+            account: TapAccount::default(),
+        }
+    }
+
+    /// Takes one reading. Returns false when a counter could not be read.
+    pub(crate) fn observe(&mut self, hooks: &impl HookCounts) -> bool {
+        let Ok(tap) = self.counters.read() else {
+            return false;
+        };
+        let (Some((offered_skbs, offered_packets)), Some(passed_packets)) =
+            (hooks.offered(), hooks.passed())
+        else {
+            return false;
+        };
+        self.account.observe(TapSample {
+            read: tap.read,
+            dropped: tap.dropped,
+            offered_skbs,
+            offered_packets,
+            passed_packets,
+        });
+        true
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.account.is_drained()
+    }
+
+    pub(crate) fn balance(&self) -> Option<TapBalance> {
+        self.account.balance()
+    }
+
+    pub(crate) fn add_injected(&mut self, frames: u64) {
+        self.account.add_injected(frames);
+    }
+}
+
+/// A watch that several steps take readings with.
+pub(crate) type SharedWatch = Arc<Mutex<TapWatch>>;
+
+/// Nothing under this lock can panic half-way, so a poisoned one is as good as any.
+pub(crate) fn lock(watch: &SharedWatch) -> MutexGuard<'_, TapWatch> {
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives a ring its old length back once it is empty; shrinking destroys what does not fit. Without
+/// counters nobody can tell, and the ring stays long, which is harmless.
+pub(crate) async fn restore_ring<H: HookCounts>(
+    raised: RaisedQueue,
+    watch: SharedWatch,
+    hooks: Option<H>,
+) -> Result<(), String> {
+    let Some(hooks) = hooks else {
+        raised.keep();
+        return Ok(());
+    };
+    let end = Instant::now() + EMPTY_WITHIN;
+    loop {
+        let unread = {
+            let mut watch = lock(&watch);
+            if !watch.observe(&hooks) {
+                break;
+            }
+            watch.balance().map(|b| b.unread)
+        };
+        if let Some(empty) = unread.and_then(RingEmpty::by_count) {
+            return raised.restore(empty).await.map_err(|e| chain(&e));
+        }
+        if Instant::now() >= end {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    raised.keep();
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! The commands: one type each, with the type of its reply and its deadline.
+//!
+//! A command without arguments is a unit struct. Replies name what this crate uses and skip the
+//! rest; what not every QEMU from 6.2 on reports is an `Option`.
+
+mod block;
+mod machine;
+mod migration;
+mod run;
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use block::{BlockInfo, QueryBlock};
+pub use machine::{
+    CommandInfo, CpuInfo, MachineInfo, MemorySize, QomGet, QueryCommands, QueryCpusFast,
+    QueryMachines, QueryMemorySizeSummary, QueryRxFilter, QueryVersion, RxFilter,
+};
+pub use migration::{
+    Capability, CapabilityState, DiskProgress, Migrate, MigrateCancel, MigrateContinue,
+    MigrateIncoming, MigrateSetCapabilities, MigrateSetParameters, MigrationInfo,
+    MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateCapabilities,
+    QueryMigrateParameters, RamProgress,
+};
+pub use run::{AnnounceSelf, Cont, QueryStatus, Quit, RunState, Status, Stop};
+
+use crate::deadline;
+
+/// A QMP command. The value serialises to its arguments; a unit struct has none.
+pub trait Command: Serialize + Send + Sync {
+    /// The name on the wire.
+    const NAME: &'static str;
+    /// How long QEMU may take to answer.
+    const DEADLINE: Duration;
+    /// What QEMU returns.
+    type Reply: DeserializeOwned + Send;
+}
+
+/// The reply of commands that return nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Done {}
+
+/// Ends the negotiation phase of a connection.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct QmpCapabilities;
+
+/// Implements [`Command`] for types: `Type = "name", within DEADLINE -> Reply;`.
+macro_rules! commands {
+    ($( $type:ty = $name:literal, within $deadline:expr => $reply:ty; )*) => {
+        $(
+            impl $crate::qmp::Command for $type {
+                const NAME: &'static str = $name;
+                const DEADLINE: std::time::Duration = $deadline;
+                type Reply = $reply;
+            }
+        )*
+    };
+}
+use commands;
+
+commands! {
+    QmpCapabilities = "qmp_capabilities", within deadline::QMP_CONNECT => Done;
+}

@@ -1,0 +1,162 @@
+//! The destination's end: each stream that arrives goes on to the incoming QEMU.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::error::RelayError;
+use super::governor::Governor;
+use super::pump;
+use super::source::end;
+use super::status::{OpenStream, RelayStatus};
+use crate::deadline;
+use crate::stream::BoxStream;
+
+/// Streams that may wait to be taken up.
+const QUEUE: usize = 64;
+
+/// Relays the streams that arrive from the source.
+#[must_use = "a relay ends when it is dropped"]
+pub struct DestinationRelay {
+    streams: mpsc::Sender<Arrived>,
+    status: RelayStatus,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// A stream, its number, and its mark as open.
+type Arrived = (u32, BoxStream, OpenStream);
+
+impl DestinationRelay {
+    /// Connects each stream that [`DestinationRelay::add`] brings to the unix socket `incoming`,
+    /// where QEMU listens.
+    pub fn start(incoming: &Path) -> Self {
+        let (streams, arrivals) = mpsc::channel(QUEUE);
+        let status = RelayStatus::new();
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let (its_status, its_stop) = (status.clone(), stop.clone());
+        let incoming = incoming.to_owned();
+        tasks.spawn(async move {
+            its_stop
+                .run_until_cancelled(serve(incoming, arrivals, its_status))
+                .await;
+        });
+        Self {
+            streams,
+            status,
+            stop,
+            tasks,
+        }
+    }
+
+    /// Relays stream number `stream`. Streams may come in any order: each waits for those before
+    /// it, so that QEMU sees them in the order in which the source's QEMU opened them.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is done may drop the stream.
+    pub async fn add(&self, stream: u32, io: BoxStream) {
+        let arrived = (stream, io, self.status.open());
+        if self.streams.send(arrived).await.is_err() {
+            tracing::debug!(stream, "migration stream for a relay that has ended");
+        }
+    }
+
+    /// Watches the relay.
+    #[must_use]
+    pub fn status(&self) -> &RelayStatus {
+        &self.status
+    }
+
+    /// Cuts what is open and waits for it.
+    pub async fn shutdown(self) {
+        let Self {
+            stop, mut tasks, ..
+        } = self;
+        stop.cancel();
+        end(&mut tasks).await;
+    }
+}
+
+impl fmt::Debug for DestinationRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DestinationRelay")
+            .field("counters", &self.status.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Relays until dropped; the streams end with it.
+async fn serve(incoming: PathBuf, mut arrivals: mpsc::Receiver<Arrived>, status: RelayStatus) {
+    let mut running = JoinSet::new();
+    let mut waiting: BTreeMap<u32, (BoxStream, OpenStream)> = BTreeMap::new();
+    let mut next = 0;
+    let mut patience = Instant::now();
+    loop {
+        let out_of_order = waiting.first_key_value().map(|(stream, _)| *stream);
+        tokio::select! {
+            arrived = arrivals.recv() => match arrived {
+                None => break,
+                Some((stream, ..)) if stream < next || waiting.contains_key(&stream) => {
+                    status.fail(RelayError::Twice { stream });
+                }
+                Some((stream, io, open)) => {
+                    if waiting.is_empty() {
+                        patience = Instant::now() + deadline::RELAY_ORDER;
+                    }
+                    waiting.insert(stream, (io, open));
+                }
+            },
+            () = sleep_until(patience), if out_of_order.is_some() => {
+                if let Some(stream) = out_of_order {
+                    let within = deadline::RELAY_ORDER;
+                    status.fail(RelayError::Order { stream, missing: next, within });
+                }
+                waiting.clear();
+            }
+            Some(_ended) = running.join_next() => {}
+        }
+        while let Some((io, open)) = waiting.remove(&next) {
+            let stream = next;
+            next += 1;
+            patience = Instant::now() + deadline::RELAY_ORDER;
+            let qemu = match connect(&incoming, stream).await {
+                Ok(qemu) => qemu,
+                Err(error) => {
+                    status.fail(error);
+                    continue;
+                }
+            };
+            tracing::debug!(stream, "migration stream connected to QEMU");
+            let status = status.clone();
+            running.spawn(async move {
+                let _open = open;
+                let governor = Governor::default();
+                if let Err(error) = pump::join(stream, io, qemu, &governor, &status).await {
+                    status.fail(error);
+                }
+            });
+        }
+    }
+    while running.join_next().await.is_some() {}
+}
+
+async fn connect(incoming: &Path, stream: u32) -> Result<UnixStream, RelayError> {
+    match timeout(deadline::RELAY_CONNECT, UnixStream::connect(incoming)).await {
+        Ok(connected) => connected.map_err(|source| RelayError::Connect {
+            stream,
+            source: Arc::new(source),
+        }),
+        Err(_elapsed) => Err(RelayError::ConnectDeadline {
+            stream,
+            within: deadline::RELAY_CONNECT,
+        }),
+    }
+}

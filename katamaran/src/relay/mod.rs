@@ -1,0 +1,34 @@
+//! Carries QEMU's migration streams between the nodes, through the destination's one port.
+//!
+//! ```text
+//! source node                                  destination node
+//! QEMU -> unix socket -> SourceRelay ==TCP==> DestinationRelay -> unix socket -> QEMU (incoming)
+//!                        ^ Governor
+//! ```
+//!
+//! The [`Governor`] decides how fast bytes leave QEMU: with back-pressure QEMU cannot converge by
+//! itself, and the moment of the switch-over stays ours. What a relay holds back is at most one
+//! chunk per stream besides the sockets' own buffers.
+//!
+//! What holds for users:
+//! - Streams keep the order in which QEMU opened them: an incoming QEMU before 8.0 takes the first
+//!   one for its main channel.
+//! - A half-closed stream is half-closed onwards; the other direction goes on.
+//! - A stream that fails is cut on both sides, at once, and the first failure stays visible.
+
+mod destination;
+mod error;
+mod governor;
+mod pump;
+mod socket;
+mod source;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+pub use destination::DestinationRelay;
+pub use error::{Direction, RelayError};
+pub use governor::{Governor, Pace};
+pub use source::{Connector, SourceRelay, connector};
+pub use status::{RelayCounters, RelayStatus};

@@ -1,0 +1,181 @@
+//! The source's end: QEMU connects to a unix socket, each stream goes on to the destination.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::error::RelayError;
+use super::governor::Governor;
+use super::pump;
+use super::socket::PrivateSocket;
+use super::status::RelayStatus;
+use crate::deadline;
+use crate::stream::BoxStream;
+
+/// Connects stream number `n` to the destination, up to where QEMU's first byte may follow.
+pub type Connector =
+    Arc<dyn Fn(u32) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send>> + Send + Sync>;
+
+/// A [`Connector`] of an async closure.
+pub fn connector<C, F>(connect: C) -> Connector
+where
+    C: Fn(u32) -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<BoxStream>> + Send + 'static,
+{
+    Arc::new(move |stream| Box::pin(connect(stream)))
+}
+
+/// Relays the streams that the source's QEMU opens.
+#[must_use = "a relay ends when it is dropped"]
+pub struct SourceRelay {
+    path: PathBuf,
+    governor: Governor,
+    status: RelayStatus,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl SourceRelay {
+    /// Makes `directory`, for this user alone, listens in it and connects each stream of QEMU
+    /// onwards, in the order in which QEMU opens them.
+    ///
+    /// # Errors
+    /// The directory exists already or cannot be made, its path is too long for a socket, or the
+    /// socket cannot be made.
+    pub fn start(
+        directory: &Path,
+        connector: Connector,
+        governor: Governor,
+    ) -> Result<Self, RelayError> {
+        let socket = PrivateSocket::bind(directory)?;
+        let path = socket.path().to_owned();
+        let status = RelayStatus::new();
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let (its_governor, its_status, its_stop) = (governor.clone(), status.clone(), stop.clone());
+        tasks.spawn(async move {
+            let serve = serve(&socket, &connector, &its_governor, &its_status);
+            its_stop.run_until_cancelled(serve).await;
+        });
+        Ok(Self {
+            path,
+            governor,
+            status,
+            stop,
+            tasks,
+        })
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket as QEMU's `migrate` takes it.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("unix:{}", self.path.display())
+    }
+
+    /// Sets the pace towards the destination.
+    #[must_use]
+    pub fn governor(&self) -> &Governor {
+        &self.governor
+    }
+
+    /// Watches the relay.
+    #[must_use]
+    pub fn status(&self) -> &RelayStatus {
+        &self.status
+    }
+
+    /// Cuts what is open, removes the socket and its directory, and waits for all of that.
+    pub async fn shutdown(self) {
+        let Self {
+            stop, mut tasks, ..
+        } = self;
+        stop.cancel();
+        end(&mut tasks).await;
+    }
+}
+
+impl fmt::Debug for SourceRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceRelay")
+            .field("path", &self.path)
+            .field("pace", &self.governor.pace())
+            .field("counters", &self.status.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits for cancelled tasks; one that does not end in time is aborted.
+pub(super) async fn end(tasks: &mut JoinSet<()>) {
+    let joined = timeout(deadline::RELAY_SHUTDOWN, async {
+        while tasks.join_next().await.is_some() {}
+    });
+    if joined.await.is_err() {
+        tracing::warn!("migration relay aborted");
+        tasks.shutdown().await;
+    }
+}
+
+/// Accepts and relays until dropped; the streams end with it.
+async fn serve(
+    socket: &PrivateSocket,
+    connector: &Connector,
+    governor: &Governor,
+    status: &RelayStatus,
+) {
+    let mut streams = JoinSet::new();
+    for stream in 0.. {
+        let accepted = loop {
+            tokio::select! {
+                accepted = socket.listener().accept() => break accepted,
+                Some(_ended) = streams.join_next() => {}
+            }
+        };
+        let near = match accepted {
+            Ok((near, _address)) => near,
+            Err(source) => {
+                status.fail(RelayError::Accept {
+                    source: Arc::new(source),
+                });
+                break;
+            }
+        };
+        let open = status.open();
+        // One after the other, so that the destination can keep their order without waiting.
+        let far = match timeout(deadline::RELAY_CONNECT, connector(stream)).await {
+            Ok(Ok(far)) => far,
+            Ok(Err(source)) => {
+                status.fail(RelayError::Connect {
+                    stream,
+                    source: Arc::new(source),
+                });
+                continue;
+            }
+            Err(_elapsed) => {
+                let within = deadline::RELAY_CONNECT;
+                status.fail(RelayError::ConnectDeadline { stream, within });
+                continue;
+            }
+        };
+        tracing::debug!(stream, "migration stream connected onwards");
+        let (governor, status) = (governor.clone(), status.clone());
+        streams.spawn(async move {
+            let _open = open;
+            if let Err(error) = pump::join(stream, near, far, &governor, &status).await {
+                status.fail(error);
+            }
+        });
+    }
+    while streams.join_next().await.is_some() {}
+}

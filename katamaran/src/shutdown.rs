@@ -1,0 +1,47 @@
+//! Signals. The first SIGINT or SIGTERM asks for a graceful end; a second one quits at once and
+//! says that things are left behind.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Exit status after a second signal: as for the first, but nothing was cleaned up.
+const IMPATIENT: i32 = 130;
+
+/// The token that the first signal cancels. SIGHUP is ignored: a closed terminal must not end a
+/// migration.
+///
+/// # Errors
+/// The handlers can't be installed.
+pub fn on_signals() -> std::io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        let mut signals = 0;
+        loop {
+            tokio::select! {
+                name = first_of(&mut interrupt, &mut terminate) => {
+                    signals += 1;
+                    if signals == 1 {
+                        tracing::warn!(signal = name, "stopping; once more quits without cleaning up");
+                        cancelled.cancel();
+                    } else {
+                        tracing::error!("quitting at once: programs, qdisc and tunnel may be left, and the VM may be stopped");
+                        std::process::exit(IMPATIENT);
+                    }
+                }
+                _ = hangup.recv() => tracing::info!("the terminal is gone; going on"),
+            }
+        }
+    });
+    Ok(token)
+}
+
+async fn first_of(interrupt: &mut Signal, terminate: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}

@@ -1,0 +1,55 @@
+//! The control port: one command per datagram, one line back.
+//!
+//! | command | effect |
+//! |---|---|
+//! | `dirty RATE SIZE` | dirty RATE MB/s over SIZE MiB of memory; RATE 0 stops |
+//! | `disk RATE BLOCKS` | write RATE numbered 4 KiB records a second over BLOCKS blocks; 0 stops |
+//! | `status` | counters, as `name=value` words |
+
+use std::io;
+use std::net::UdpSocket;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::dirty::Dirtier;
+use crate::disk::Disk;
+use crate::echo::Counters;
+
+const CONTROL_PORT: u16 = 8;
+
+/// Answers commands for ever.
+pub(crate) fn serve(dirtier: &Dirtier, disk: &Disk, counters: &Counters) -> io::Result<()> {
+    let socket = UdpSocket::bind(("::", CONTROL_PORT))?;
+    let mut buffer = [0; 512];
+    loop {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let command = String::from_utf8_lossy(&buffer[..length]);
+        let reply = answer(&command, dirtier, disk, counters);
+        drop(socket.send_to(reply.as_bytes(), peer));
+    }
+}
+
+fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) -> String {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let number = |at: usize| words.get(at).and_then(|word| word.parse().ok());
+    match (words.first().copied(), number(1), number(2)) {
+        (Some("dirty"), Some(rate), Some(size)) => {
+            dirtier.set(rate, size);
+            "ok".to_owned()
+        }
+        (Some("disk"), Some(rate), Some(blocks)) => {
+            disk.set(rate, blocks);
+            "ok".to_owned()
+        }
+        (Some("status"), _, _) => format!(
+            "udp_received={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
+            counters.udp_received.load(Relaxed),
+            counters.udp_send_errors.load(Relaxed),
+            counters.tcp_bytes.load(Relaxed),
+            dirtier.pages_dirtied(),
+            disk.status(),
+        ),
+        _ => format!("error: unknown command {command:?}"),
+    }
+}

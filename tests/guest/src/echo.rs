@@ -1,0 +1,59 @@
+//! The echo servers: what comes is sent back, byte for byte.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+
+const ECHO_PORT: u16 = 7;
+
+/// What the echo servers have done since boot.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) udp_received: AtomicU64,
+    pub(crate) udp_send_errors: AtomicU64,
+    pub(crate) tcp_bytes: AtomicU64,
+}
+
+pub(crate) fn start() -> io::Result<Arc<Counters>> {
+    let counters = Arc::new(Counters::default());
+    // One socket for both families: an IPv4 peer shows as a mapped address.
+    let socket = UdpSocket::bind(("::", ECHO_PORT))?;
+    let listener = TcpListener::bind(("::", ECHO_PORT))?;
+    let udp = Arc::clone(&counters);
+    thread::spawn(move || echo_datagrams(&socket, &udp));
+    let tcp = Arc::clone(&counters);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let counters = Arc::clone(&tcp);
+            thread::spawn(move || echo_stream(stream, &counters));
+        }
+    });
+    Ok(counters)
+}
+
+fn echo_datagrams(socket: &UdpSocket, counters: &Counters) {
+    let mut buffer = vec![0; 65536];
+    loop {
+        // An error here is an ICMP report about an earlier reply; the socket goes on.
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        counters.udp_received.fetch_add(1, Relaxed);
+        if socket.send_to(&buffer[..length], peer).is_err() {
+            counters.udp_send_errors.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+fn echo_stream(mut stream: TcpStream, counters: &Counters) {
+    drop(stream.set_nodelay(true));
+    let mut buffer = vec![0; 65536];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+        counters.tcp_bytes.fetch_add(length as u64, Relaxed);
+    }
+}

@@ -1,0 +1,252 @@
+//! The lab by hand: boots guests, migrates them by katamaran or by other means, prints what was lost.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use katamaran_tests::lab::{
+    GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
+};
+use katamaran_tests::run::{
+    Baseline, BaselineOptions, MigrationOptions, MigrationRun, StageOptions, Storage, TrafficSpec,
+    run_baseline, run_migration,
+};
+use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
+
+/// Two nodes, a router and a client in network namespaces, with real QEMU guests.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest, see it echo, and print how long that took
+    BootCheck {
+        /// QEMU version: 7.2 or 10.0
+        #[arg(long, default_value = "10.0")]
+        qemu: QemuVersion,
+        /// Echoed UDP packets per second, afterwards; 0 for none
+        #[arg(long, default_value_t = 0)]
+        pps: u32,
+        /// For how long
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+    },
+    /// Migrate with katamaran
+    Migrate {
+        #[command(flatten)]
+        scene: Scene,
+        /// Milliseconds from V's RESUME until the fabric's route is moved
+        #[arg(long, default_value_t = 500)]
+        converge_after: u64,
+        /// Another flag for the source, such as --source-arg=--downtime=20 (may be repeated)
+        #[arg(long)]
+        source_arg: Vec<String>,
+        /// Another flag for the destination (may be repeated)
+        #[arg(long)]
+        dest_arg: Vec<String>,
+        /// Also print what both sides logged
+        #[arg(long)]
+        logs: bool,
+    },
+    /// Migrate by plain QMP, with the network switched in a simpler way
+    Baseline {
+        #[command(flatten)]
+        scene: Scene,
+        /// How the network is switched: plain (the CNI, after RESUME) or after-stop (a tunnel, on STOP)
+        #[arg(long, default_value = "plain")]
+        kind: Baseline,
+        /// QEMU's downtime-limit, in milliseconds
+        #[arg(long, default_value_t = 20)]
+        downtime_limit: u64,
+        /// QEMU's max-bandwidth, in bytes per second [default: QEMU's own]
+        #[arg(long)]
+        max_bandwidth: Option<u64>,
+        /// Milliseconds from V's RESUME until the fabric's route is moved
+        #[arg(long, default_value_t = 0)]
+        converge_after: u64,
+    },
+    /// Remove what killed labs left behind
+    Sweep,
+}
+
+/// What every kind of migration is played on.
+#[derive(Debug, Args)]
+struct Scene {
+    /// QEMU version: 7.2 or 10.0
+    #[arg(long, default_value = "10.0")]
+    qemu: QemuVersion,
+    /// UDP packets per second over IPv4
+    #[arg(long, default_value_t = 2000)]
+    pps: u32,
+    /// UDP packets per second over IPv6
+    #[arg(long, default_value_t = 0)]
+    pps_v6: u32,
+    /// Bytes of UDP payload
+    #[arg(long, default_value_t = 100)]
+    size: usize,
+    /// Bytes per second over TCP on IPv4
+    #[arg(long)]
+    tcp: Option<u64>,
+    /// Bytes per second over TCP on IPv6
+    #[arg(long)]
+    tcp_v6: Option<u64>,
+    /// Memory that the guest dirties: MB/s over MiB, such as 60:32
+    #[arg(long, value_parser = parse_dirty)]
+    dirty: Option<(u64, u64)>,
+    /// MTU of the taps and the guest; the nodes' network has 1500
+    #[arg(long, default_value_t = 1450)]
+    tap_mtu: u32,
+    /// MiB of guest RAM
+    #[arg(long, default_value_t = 128)]
+    memory: u32,
+    /// Give V a disk of so many MiB on each node, to be mirrored
+    #[arg(long, conflicts_with = "shared_disk")]
+    disk: Option<u64>,
+    /// Give V a disk of so many MiB that both nodes open
+    #[arg(long)]
+    shared_disk: Option<u64>,
+    /// How many times
+    #[arg(long, default_value_t = 1)]
+    runs: u32,
+    /// Print each run as a JSON line instead of one line for people
+    #[arg(long)]
+    json: bool,
+}
+
+impl Scene {
+    fn stage(&self) -> StageOptions {
+        StageOptions {
+            lab: LabConfig {
+                qemu: self.qemu,
+                memory_mib: self.memory,
+                tap_mtu: self.tap_mtu,
+                dirty: self.dirty,
+                ..LabConfig::default()
+            },
+            traffic: TrafficSpec {
+                pps_v4: self.pps,
+                pps_v6: self.pps_v6,
+                size: self.size,
+                mark: None,
+                tcp_v4: self.tcp,
+                tcp_v6: self.tcp_v6,
+            },
+            storage: match (self.disk, self.shared_disk) {
+                (Some(size), _) => Storage::Local(size),
+                (None, Some(size)) => Storage::Shared(size),
+                (None, None) => Storage::Diskless,
+            },
+            ..StageOptions::default()
+        }
+    }
+
+    fn print(&self, run: &MigrationRun) -> Result<()> {
+        if self.json {
+            return print(&serde_json::to_string(run)?);
+        }
+        print(&run.summary())?;
+        run.silence.iter().try_for_each(|silence| print(silence))
+    }
+}
+
+fn main() -> Result<()> {
+    remove_labs_on_signals()?;
+    match Cli::parse().command {
+        Command::BootCheck { qemu, pps, seconds } => boot_check(qemu, pps, seconds),
+        Command::Migrate {
+            scene,
+            converge_after,
+            source_arg,
+            dest_arg,
+            logs,
+        } => {
+            for _ in 0..scene.runs {
+                let run = run_migration(MigrationOptions {
+                    stage: scene.stage(),
+                    converge_after: Duration::from_millis(converge_after),
+                    source_args: source_arg.clone(),
+                    dest_args: dest_arg.clone(),
+                    ..MigrationOptions::default()
+                })?;
+                scene.print(&run)?;
+                for (name, side) in [("source", &run.source), ("dest", &run.dest)] {
+                    if let (true, Some(side)) = (logs, side) {
+                        print(&format!("--- {name}\n{}{}", side.stdout, side.stderr))?;
+                    }
+                }
+            }
+            Ok(())
+        }
+        Command::Baseline {
+            scene,
+            kind,
+            downtime_limit,
+            max_bandwidth,
+            converge_after,
+        } => {
+            for _ in 0..scene.runs {
+                let options = BaselineOptions {
+                    stage: scene.stage(),
+                    downtime_limit_ms: downtime_limit,
+                    max_bandwidth,
+                    converge_after: Duration::from_millis(converge_after),
+                    ..BaselineOptions::default()
+                };
+                scene.print(&run_baseline(kind, &options)?)?;
+            }
+            Ok(())
+        }
+        Command::Sweep => sweep()?
+            .iter()
+            .try_for_each(|id| print(&format!("swept {id}"))),
+    }
+}
+
+fn boot_check(qemu: QemuVersion, pps: u32, seconds: u64) -> Result<()> {
+    let started = Instant::now();
+    let lab = Lab::new(LabConfig {
+        qemu,
+        ..LabConfig::default()
+    })?;
+    let network_ms = started.elapsed().as_millis();
+    let started = Instant::now();
+    let guest = lab.start_guest(Node::A, Start::Boot, &[])?;
+    lab.wait_for_echo(Instant::now() + Duration::from_secs(60))
+        .with_context(|| guest.output())?;
+    let boot_ms = started.elapsed().as_millis();
+    let status = lab.guest_command("status")?;
+    print(&format!(
+        "qemu={qemu} network_ms={network_ms} boot_ms={boot_ms} {status}"
+    ))?;
+    if pps > 0 {
+        let client = &lab.network().client;
+        let udp = UdpTraffic::start(client, UdpLoad::new(GUEST_V4, pps))?;
+        let udp6 = UdpTraffic::start(client, UdpLoad::new(GUEST_V6, 100))?;
+        let tcp = TcpTraffic::start(client, TcpLoad::new(GUEST_V4, Some(1_000_000)))?;
+        udp.wait_for_more(
+            u64::from(pps) * seconds,
+            Instant::now() + Duration::from_secs(60),
+        )?;
+        print(&serde_json::to_string(&udp.stop()?)?)?;
+        print(&serde_json::to_string(&udp6.stop()?)?)?;
+        print(&serde_json::to_string(&tcp.stop()?)?)?;
+    }
+    Ok(())
+}
+
+fn parse_dirty(text: &str) -> Result<(u64, u64)> {
+    let Some((rate, size)) = text.split_once(':') else {
+        bail!("not RATE:SIZE: {text}");
+    };
+    Ok((rate.parse()?, size.parse()?))
+}
+
+/// Results go to standard output.
+fn print(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("write a result")
+}

@@ -1,0 +1,256 @@
+//! A lab: four namespaces, a network between them, and guests on its nodes.
+//!
+//! Everything it makes is named `kt<six hex digits>-…` and is gone when the [`Lab`] is dropped, also
+//! after a panic; [`remove_labs_on_signals`] covers SIGINT and SIGTERM, [`sweep`] what was killed.
+
+mod cleanup;
+mod cpio;
+mod image;
+mod netns;
+mod process;
+mod qemu;
+mod qmp;
+mod topology;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+pub use self::cleanup::{remove_labs_on_signals, sweep};
+pub use self::image::{GuestImage, cache_dir};
+pub use self::netns::Netns;
+pub use self::process::Process;
+pub use self::qemu::{Guest, GuestSpec, QemuVersion, Start};
+pub use self::qmp::{Event, Qmp};
+pub use self::topology::{
+    CLIENT_V4, CLIENT_V6, GUEST_MAC, GUEST_V4, GUEST_V6, Network, Node, TAP, UNDERLAY,
+    device_counter,
+};
+
+/// The guest's echo port, UDP and TCP.
+pub const ECHO_PORT: u16 = 7;
+/// The guest's control port, UDP.
+pub const CONTROL_PORT: u16 = 8;
+
+/// How long one probe waits for its answer before the next is sent.
+const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a lab is to be like.
+#[derive(Debug, Clone)]
+pub struct LabConfig {
+    /// Which QEMU the guests run in.
+    pub qemu: QemuVersion,
+    /// MiB of RAM of a guest.
+    pub memory_mib: u32,
+    /// MTU of the taps and of the guest; the underlay's is 1500.
+    pub tap_mtu: u32,
+    /// Length of the taps' queues. A tap drops what does not fit, and the guest is slow: with the
+    /// kernel's default of 1000, a busy machine alone is enough to lose packets at 2,000 a second.
+    pub tap_queue: u32,
+    /// Memory load from the start: MB/s over MiB.
+    pub dirty: Option<(u64, u64)>,
+    /// More arguments for QEMU, on both nodes.
+    pub extra_qemu_args: Vec<String>,
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        Self {
+            qemu: QemuVersion::V10_0,
+            memory_mib: 128,
+            tap_mtu: 1450,
+            tap_queue: 5000,
+            dirty: None,
+            extra_qemu_args: Vec::new(),
+        }
+    }
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    id: String,
+    config: LabConfig,
+    network: Network,
+    belongings: Arc<cleanup::Belongings>,
+}
+
+impl Lab {
+    /// Makes the namespaces and connects them; no guest runs yet.
+    ///
+    /// # Errors
+    ///
+    /// When not root, or when a kernel feature is missing; nothing is left then.
+    pub fn new(config: LabConfig) -> Result<Self> {
+        let id = topology::fresh_id()?;
+        let belongings = cleanup::Belongings::register(&id)?;
+        let network = Network::create(&id, &config, |name| belongings.own_netns(name));
+        match network {
+            Ok(network) => Ok(Self {
+                id,
+                config,
+                network,
+                belongings,
+            }),
+            Err(err) => {
+                belongings.remove();
+                belongings.forget();
+                Err(err)
+            }
+        }
+    }
+
+    /// The lab's six hex digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What it was asked to be like.
+    #[must_use]
+    pub fn config(&self) -> &LabConfig {
+        &self.config
+    }
+
+    /// The namespaces.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// A directory for sockets, logs and images; gone with the lab.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.belongings.dir()
+    }
+
+    /// Starts a guest on a node, with `drives` as its disks.
+    ///
+    /// # Errors
+    ///
+    /// When the image can't be built or QEMU does not start.
+    pub fn start_guest(&self, node: Node, start: Start, drives: &[&Path]) -> Result<Guest> {
+        let image = GuestImage::prepare()?;
+        let spec = GuestSpec {
+            qemu: self.config.qemu,
+            memory_mib: self.config.memory_mib,
+            mtu: self.config.tap_mtu,
+            dirty: self.config.dirty,
+            drives: drives.iter().map(|path| path.to_path_buf()).collect(),
+            extra_args: self.config.extra_qemu_args.clone(),
+        };
+        let name = format!("guest-{}", node.place());
+        Guest::start(
+            &spec,
+            &image,
+            self.network.node(node),
+            self.dir(),
+            &name,
+            start,
+        )
+    }
+
+    /// Waits until V answers the client on both address families; returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When it has not answered at the deadline.
+    pub fn wait_for_echo(&self, deadline: Instant) -> Result<Duration> {
+        let started = Instant::now();
+        for address in [IpAddr::V4(GUEST_V4), IpAddr::V6(GUEST_V6)] {
+            self.ask(SocketAddr::new(address, ECHO_PORT), b"katamaran", deadline)?;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Sends the guest a command (see `tests/guest`) and returns its answer.
+    ///
+    /// # Errors
+    ///
+    /// When no answer comes in 5 s, or the guest refuses.
+    pub fn guest_command(&self, command: &str) -> Result<String> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let to = SocketAddr::new(IpAddr::V4(GUEST_V4), CONTROL_PORT);
+        let answer = self.ask(to, command.as_bytes(), deadline)?;
+        if answer.starts_with("error") {
+            bail!("the guest refused {command:?}: {answer}");
+        }
+        Ok(answer)
+    }
+
+    /// The "CNI": points the fabric's routes for V at node B.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn converge(&self) -> Result<()> {
+        self.network.route_guest_to(Node::B)
+    }
+
+    /// Drops what matches an nftables expression on its way through the fabric, such as
+    /// `tcp dport 7482` or `meta l4proto 4 numgen inc mod 100 == 0`.
+    ///
+    /// # Errors
+    ///
+    /// When `nft` does not take the expression.
+    pub fn drop_in_fabric(&self, expression: &str) -> Result<()> {
+        for command in [
+            "add table inet lossy",
+            "add chain inet lossy forward { type filter hook forward priority 0; }",
+            &format!("add rule inet lossy forward {expression} counter drop"),
+        ] {
+            self.network.fabric.command("nft", &[command])?;
+        }
+        Ok(())
+    }
+
+    /// Ends all of [`Lab::drop_in_fabric`].
+    ///
+    /// # Errors
+    ///
+    /// When `nft` fails, for one because nothing was dropped.
+    pub fn heal_fabric(&self) -> Result<()> {
+        self.network
+            .fabric
+            .command("nft", &["delete table inet lossy"])
+            .map(drop)
+    }
+
+    /// Sends one datagram from the client, again and again, until something comes back.
+    fn ask(&self, to: SocketAddr, request: &[u8], deadline: Instant) -> Result<String> {
+        self.network.client.run(|| {
+            let any: SocketAddr = if to.is_ipv4() {
+                ([0; 4], 0).into()
+            } else {
+                ([0_u16; 8], 0).into()
+            };
+            let socket = UdpSocket::bind(any).context("open a probe socket")?;
+            socket
+                .connect(to)
+                .with_context(|| format!("connect to {to}"))?;
+            socket
+                .set_read_timeout(Some(PROBE_INTERVAL))
+                .context("set a timeout")?;
+            let mut buffer = [0; 2048];
+            while Instant::now() < deadline {
+                // Errors are ICMP reports of earlier probes: nobody there yet.
+                if socket.send(request).is_ok()
+                    && let Ok(length) = socket.recv(&mut buffer)
+                {
+                    return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned());
+                }
+            }
+            bail!("{to} did not answer in time")
+        })?
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.belongings.remove();
+        self.belongings.forget();
+    }
+}

@@ -1,0 +1,264 @@
+//! The namespaces, links, addresses and routes of a lab.
+//!
+//! ```text
+//!   client            fab (router)           a, b (nodes)              V, the guest
+//!   eth0 10.0.0.2 --- port-c 10.0.0.1
+//!                     port-a 10.0.1.1 ------ eth0 10.0.1.2    tap0 ··· 10.244.0.5
+//!                     port-b 10.0.2.1 ------ eth0 10.0.2.2    tap0 ··· (after the migration)
+//! ```
+//!
+//! IPv6 is the same with fd00:10:0:N::1 and ::2 (N as in 10.0.N.0), and fd00:244::5 for V. V is routed as Calico
+//! does it: a host route to the tap on the node, proxy ARP towards V, and one route in the fabric
+//! that says at which node V is. Nothing speaks on the taps by itself: no router advertisements,
+//! no duplicate address detection, no generated addresses.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result, bail};
+
+use super::LabConfig;
+use super::netns::Netns;
+
+/// The places of a lab; each is one namespace.
+pub(crate) const PLACES: [&str; 4] = ["client", "fab", "a", "b"];
+
+/// The client's addresses.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The client's addresses.
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 2);
+/// V's address.
+pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 5);
+/// V's address.
+pub const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 5);
+/// V's MAC address.
+pub const GUEST_MAC: &str = "02:00:00:00:00:05";
+/// The name of the tap on both nodes.
+pub const TAP: &str = "tap0";
+/// The name of the underlay device on both nodes.
+pub const UNDERLAY: &str = "eth0";
+
+/// The name of the namespace of one place of one lab.
+pub(crate) fn netns_name(id: &str, place: &str) -> String {
+    format!("kt{id}-{place}")
+}
+
+/// One of the two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// Where V is at the start.
+    A,
+    /// Where V is to go.
+    B,
+}
+
+impl Node {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// The last part of its namespace's name.
+    #[must_use]
+    pub fn place(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+        }
+    }
+
+    /// The fabric's device towards it.
+    #[must_use]
+    pub fn fabric_port(self) -> &'static str {
+        match self {
+            Self::A => "port-a",
+            Self::B => "port-b",
+        }
+    }
+
+    /// Its address on the node network.
+    #[must_use]
+    pub fn ipv4(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, self.subnet(), 2)
+    }
+
+    /// Its address on the node network.
+    #[must_use]
+    pub fn ipv6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x10, 0, u16::from(self.subnet()), 0, 0, 0, 2)
+    }
+
+    fn subnet(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+        }
+    }
+}
+
+/// The namespaces of one lab, connected and addressed.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Where the traffic comes from.
+    pub client: Netns,
+    /// The router between all.
+    pub fabric: Netns,
+    /// The node where V starts.
+    pub a: Netns,
+    /// The node where V goes.
+    pub b: Netns,
+}
+
+const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+
+impl Network {
+    /// Makes everything; `own` is told each namespace's name before it is made.
+    pub(crate) fn create(id: &str, config: &LabConfig, own: impl Fn(&str)) -> Result<Self> {
+        let make = |place: &str| {
+            let name = netns_name(id, place);
+            own(&name);
+            let netns = Netns::create(&name)?;
+            quiet(&netns)?;
+            netns.ip("link set lo up")?;
+            anyhow::Ok(netns)
+        };
+        let [client, fabric, a, b] = PLACES;
+        let network = Self {
+            client: make(client)?,
+            fabric: make(fabric)?,
+            a: make(a)?,
+            b: make(b)?,
+        };
+        network.fabric.sysctl(&FORWARDING)?;
+        network.cable(&network.client, "port-c", 0)?;
+        for node in [Node::A, Node::B] {
+            let port = node.fabric_port();
+            network.cable(network.node(node), port, node.subnet())?;
+            network.prepare_node(node, config)?;
+        }
+        network.route_guest_to(Node::A)?;
+        Ok(network)
+    }
+
+    /// The namespace of a node.
+    #[must_use]
+    pub fn node(&self, node: Node) -> &Netns {
+        match node {
+            Node::A => &self.a,
+            Node::B => &self.b,
+        }
+    }
+
+    /// Points the fabric's routes for V at a node: what a CNI does when it has converged.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn route_guest_to(&self, node: Node) -> Result<()> {
+        self.fabric.ip(&format!(
+            "route replace {GUEST_V4}/32 via {}
+             -6 route replace {GUEST_V6}/128 via {}",
+            node.ipv4(),
+            node.ipv6()
+        ))
+    }
+
+    /// A veth between `netns` (eth0, host 2) and the fabric (`port`, host 1).
+    fn cable(&self, netns: &Netns, port: &str, subnet: u8) -> Result<()> {
+        let fabric = self.fabric.name();
+        netns.ip(&format!(
+            "link add eth0 type veth peer name {port} netns {fabric}"
+        ))?;
+        let (v4, v6) = (format!("10.0.{subnet}"), format!("fd00:10:0:{subnet:x}:"));
+        self.fabric.ip(&format!(
+            "addr add {v4}.1/24 dev {port}
+             -6 addr add {v6}:1/64 dev {port} nodad
+             link set {port} up"
+        ))?;
+        netns.ip(&format!(
+            "addr add {v4}.2/24 dev eth0
+             -6 addr add {v6}:2/64 dev eth0 nodad
+             link set eth0 up
+             route add default via {v4}.1
+             -6 route add default via {v6}:1"
+        ))?;
+        // Real super-packets: segments are merged on arrival and split as late as can be.
+        netns.command("ethtool", &["-K", "eth0", "gro", "on", "tso", "on"])?;
+        self.fabric
+            .command("ethtool", &["-K", port, "gro", "on", "tso", "on"])?;
+        Ok(())
+    }
+
+    fn prepare_node(&self, node: Node, config: &LabConfig) -> Result<()> {
+        let netns = self.node(node);
+        netns.sysctl(&FORWARDING)?;
+        netns.ip(&format!(
+            "tuntap add {TAP} mode tap vnet_hdr
+             link set {TAP} address ee:ee:ee:ee:ee:ee mtu {} txqueuelen {} \
+             addrgenmode none",
+            config.tap_mtu, config.tap_queue
+        ))?;
+        netns.sysctl(&[
+            ("ipv4/conf/tap0/proxy_arp", "1"),
+            ("ipv4/neigh/tap0/proxy_delay", "0"),
+            ("ipv4/conf/tap0/forwarding", "1"),
+        ])?;
+        netns.ip(&format!(
+            "link set {TAP} up
+             -6 addr add fe80::1/64 dev {TAP} nodad
+             route add {GUEST_V4}/32 dev {TAP}
+             -6 route add {GUEST_V6}/128 dev {TAP}"
+        ))
+    }
+}
+
+/// No packets that nobody asked for, and no filter that drops what takes an unusual way.
+fn quiet(netns: &Netns) -> Result<()> {
+    netns.sysctl(&[
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        ("ipv6/conf/all/accept_ra", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/autoconf", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/router_solicitations", "0"),
+    ])
+}
+
+/// Six hex digits that no other lab has.
+pub(crate) fn fresh_id() -> Result<String> {
+    use std::hash::{BuildHasher, RandomState};
+    for attempt in 0..100_u32 {
+        let id = format!("{:06x}", RandomState::new().hash_one(attempt) & 0xff_ffff);
+        let taken = |place| {
+            std::path::Path::new("/run/netns")
+                .join(netns_name(&id, place))
+                .exists()
+        };
+        if !PLACES.into_iter().any(taken) {
+            return Ok(id);
+        }
+    }
+    bail!("no free lab id in 100 attempts")
+}
+
+/// Reads one counter of a device, such as `tx_packets`.
+///
+/// # Errors
+///
+/// When the device or the counter does not exist.
+pub fn device_counter(netns: &Netns, device: &str, counter: &str) -> Result<u64> {
+    let text = netns.command("ip", &["-j", "-s", "-s", "link", "show", "dev", device])?;
+    let links: serde_json::Value = serde_json::from_str(&text).context("parse ip's JSON")?;
+    let (way, name) = counter
+        .split_once('_')
+        .context("a counter is named rx_… or tx_…")?;
+    links[0]["stats64"][way][name]
+        .as_u64()
+        .with_context(|| format!("{device} has no counter {counter}"))
+}

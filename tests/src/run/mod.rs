@@ -1,0 +1,13 @@
+//! Whole migrations with traffic on: by katamaran, and by the means it is compared with.
+//!
+//! All of them are played on the same [`Stage`] and give the same [`MigrationRun`].
+
+mod baseline;
+mod katamaran;
+mod result;
+mod stage;
+
+pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
+pub use self::katamaran::{KatamaranProcess, MigrationOptions, Role, run_migration};
+pub use self::result::{ClientResult, MigrationRun, SideResult};
+pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};

@@ -1,0 +1,134 @@
+//! What one migration came to.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::traffic::{TcpResult, UdpResult};
+
+/// What the client saw, per stream that was on.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ClientResult {
+    /// Numbered UDP over IPv4.
+    pub udp_v4: Option<UdpResult>,
+    /// Numbered UDP over IPv6.
+    pub udp_v6: Option<UdpResult>,
+    /// The TCP connection over IPv4.
+    pub tcp_v4: Option<TcpResult>,
+    /// The TCP connection over IPv6.
+    pub tcp_v6: Option<TcpResult>,
+}
+
+impl ClientResult {
+    /// The UDP streams that were on.
+    pub fn udp(&self) -> impl Iterator<Item = &UdpResult> {
+        self.udp_v4.iter().chain(&self.udp_v6)
+    }
+
+    /// The TCP streams that were on.
+    pub fn tcp(&self) -> impl Iterator<Item = &TcpResult> {
+        self.tcp_v4.iter().chain(&self.tcp_v6)
+    }
+
+    /// UDP packets that never came back, over all streams.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.udp().map(|udp| udp.lost).sum()
+    }
+
+    /// Whether every packet came back once and in order, and every connection is intact.
+    #[must_use]
+    pub fn is_perfect(&self) -> bool {
+        self.udp().all(UdpResult::is_perfect) && self.tcp().all(|tcp| tcp.intact)
+    }
+}
+
+/// What one of the two katamaran processes left.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SideResult {
+    /// Exit status; none when a signal ended it.
+    pub status: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// The JSON report, when one was written.
+    pub report: Option<Value>,
+}
+
+/// What one migration came to, by whatever means.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct MigrationRun {
+    /// Which means: `katamaran` or a baseline's name.
+    pub kind: String,
+    /// What the client saw.
+    pub client: ClientResult,
+    /// V's STOP on A to RESUME on B, in ms, by the events' own times.
+    pub downtime_ms: Option<f64>,
+    /// What QEMU itself says its downtime was, in ms.
+    pub qemu_downtime_ms: Option<f64>,
+    /// When V stopped on A, in ns since the epoch.
+    pub stop_ns: Option<u64>,
+    /// When V resumed on B, in ns since the epoch.
+    pub resume_ns: Option<u64>,
+    /// When the fabric's route was moved, in ns since the epoch.
+    pub converged_ns: Option<u64>,
+    /// From the start of the migration until it was over on both sides, in ms.
+    pub total_ms: f64,
+    /// When the traffic did not come back: what both QEMUs and the guest's console say.
+    pub silence: Option<String>,
+    /// What katamaran left behind on the nodes, if that was looked at.
+    pub leaks: Vec<String>,
+    /// katamaran on A; none for a baseline.
+    pub source: Option<SideResult>,
+    /// katamaran on B; none for a baseline.
+    pub dest: Option<SideResult>,
+}
+
+impl MigrationRun {
+    /// One line for people: what was lost, and how long what was away.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let show = |ms: Option<f64>| ms.map_or_else(|| "?".to_owned(), |ms| format!("{ms:.1}"));
+        let mut line = format!("{}: downtime_ms={}", self.kind, show(self.downtime_ms));
+        for (name, udp) in [("udp4", &self.client.udp_v4), ("udp6", &self.client.udp_v6)] {
+            if let Some(udp) = udp {
+                line.push_str(&format!(
+                    " {name}[sent={} lost={} dup={} reordered={} gap_ms={:.1} p99_ms={:.1}]",
+                    udp.sent,
+                    udp.lost,
+                    udp.duplicated,
+                    udp.reordered,
+                    udp.longest_gap_ms,
+                    udp.latency_p99_ms
+                ));
+            }
+        }
+        for (name, tcp) in [("tcp4", &self.client.tcp_v4), ("tcp6", &self.client.tcp_v6)] {
+            if let Some(tcp) = tcp {
+                line.push_str(&format!(
+                    " {name}[bytes={} intact={} stall_ms={:.1}]",
+                    tcp.echoed_bytes, tcp.intact, tcp.longest_stall_ms
+                ));
+            }
+        }
+        for (name, side) in [("source", &self.source), ("dest", &self.dest)] {
+            if let Some(side) = side {
+                let status = side
+                    .status
+                    .map_or_else(|| "?".to_owned(), |code| code.to_string());
+                line.push_str(&format!(" {name}_exit={status}"));
+                let verdict = side
+                    .report
+                    .as_ref()
+                    .and_then(|report| report["verdict"].as_str());
+                if let Some(verdict) = verdict {
+                    line.push_str(&format!(" {name}_verdict={verdict}"));
+                }
+            }
+        }
+        if self.source.is_some() {
+            line.push_str(&format!(" leaks={}", self.leaks.len()));
+        }
+        line
+    }
+}

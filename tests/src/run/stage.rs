@@ -1,0 +1,352 @@
+//! A lab with V running on A, an empty QEMU waiting on B, and traffic on: where a migration begins.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::result::ClientResult;
+use crate::lab::{
+    Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
+};
+use crate::traffic::{Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
+
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+/// Traffic that must have come back before a migration may begin.
+const WARM_UP_PACKETS: u64 = 200;
+/// Traffic that must come back after the end.
+const TAIL_PACKETS: u64 = 200;
+const TRAFFIC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Which streams run during a migration; 0 and `None` mean without.
+#[derive(Debug, Clone)]
+pub struct TrafficSpec {
+    /// UDP packets per second over IPv4.
+    pub pps_v4: u32,
+    /// UDP packets per second over IPv6.
+    pub pps_v6: u32,
+    /// Bytes of UDP payload.
+    pub size: usize,
+    /// Marks some of the UDP packets.
+    pub mark: Option<Mark>,
+    /// Bytes per second over TCP on IPv4.
+    pub tcp_v4: Option<u64>,
+    /// Bytes per second over TCP on IPv6.
+    pub tcp_v6: Option<u64>,
+}
+
+impl Default for TrafficSpec {
+    fn default() -> Self {
+        Self {
+            pps_v4: 2000,
+            pps_v6: 0,
+            size: 100,
+            mark: None,
+            tcp_v4: None,
+            tcp_v6: None,
+        }
+    }
+}
+
+/// V's disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// None.
+    Diskless,
+    /// One raw image per node, of so many MiB: has to be mirrored.
+    Local(u64),
+    /// One raw image that both nodes open, of so many MiB.
+    Shared(u64),
+}
+
+/// What the stage is set with.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// The lab.
+    pub lab: LabConfig,
+    /// The traffic.
+    pub traffic: TrafficSpec,
+    /// The disks.
+    pub storage: Storage,
+    /// How the QEMU on B starts.
+    pub incoming: Start,
+}
+
+impl Default for StageOptions {
+    fn default() -> Self {
+        Self {
+            lab: LabConfig::default(),
+            traffic: TrafficSpec::default(),
+            storage: Storage::Diskless,
+            incoming: Start::Incoming,
+        }
+    }
+}
+
+impl StageOptions {
+    /// The default stage with this QEMU and rate of UDP packets over IPv4.
+    #[must_use]
+    pub fn new(qemu: QemuVersion, pps_v4: u32) -> Self {
+        Self {
+            lab: LabConfig {
+                qemu,
+                ..LabConfig::default()
+            },
+            traffic: TrafficSpec {
+                pps_v4,
+                ..TrafficSpec::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
+/// The streams at work.
+#[derive(Debug)]
+pub struct Client {
+    udp_v4: Option<UdpTraffic>,
+    udp_v6: Option<UdpTraffic>,
+    tcp_v4: Option<TcpTraffic>,
+    tcp_v6: Option<TcpTraffic>,
+}
+
+impl Client {
+    /// Starts the streams from the lab's client.
+    ///
+    /// # Errors
+    ///
+    /// When a socket can't be had or a connection can't be made.
+    pub fn start(lab: &Lab, spec: &TrafficSpec) -> Result<Self> {
+        let netns = &lab.network().client;
+        let udp = |load: UdpLoad| -> Result<Option<UdpTraffic>> {
+            let load = UdpLoad {
+                size: spec.size,
+                mark: spec.mark,
+                ..load
+            };
+            (load.rate > 0)
+                .then(|| UdpTraffic::start(netns, load))
+                .transpose()
+        };
+        let tcp = |load: TcpLoad| -> Result<Option<TcpTraffic>> {
+            load.bytes_per_second
+                .is_some()
+                .then(|| TcpTraffic::start(netns, load))
+                .transpose()
+        };
+        Ok(Self {
+            tcp_v4: tcp(TcpLoad::new(GUEST_V4, spec.tcp_v4))?,
+            tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
+            udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
+            udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
+        })
+    }
+
+    /// Waits until every UDP stream has had `count` more packets back.
+    ///
+    /// # Errors
+    ///
+    /// When one has not in 10 s.
+    pub fn wait_for_more(&self, count: u64) -> Result<()> {
+        let deadline = Instant::now() + TRAFFIC_DEADLINE;
+        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+            udp.wait_for_more(count, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the streams and settles their accounts.
+    ///
+    /// # Errors
+    ///
+    /// When a socket failed on the way.
+    pub fn stop(self) -> Result<ClientResult> {
+        Ok(ClientResult {
+            udp_v4: self.udp_v4.map(UdpTraffic::stop).transpose()?,
+            udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
+            tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
+            tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
+        })
+    }
+}
+
+/// Everything in place for a migration. Fields drop in this order: traffic, guests, lab.
+#[derive(Debug)]
+pub struct Stage {
+    /// The traffic, until somebody stops it.
+    pub client: Option<Client>,
+    /// V.
+    pub guest_a: Guest,
+    /// Where V is to go.
+    pub guest_b: Guest,
+    /// The lab's connection to V's QEMU.
+    pub qmp_a: Qmp,
+    /// The lab's connection to the waiting QEMU.
+    pub qmp_b: Qmp,
+    /// The namespaces.
+    pub lab: Lab,
+    /// What it was set with.
+    pub options: StageOptions,
+}
+
+impl Stage {
+    /// Boots V, starts the waiting QEMU, and lets the traffic warm up.
+    ///
+    /// # Errors
+    ///
+    /// When any of these does not come up in time.
+    pub fn set(options: StageOptions) -> Result<Self> {
+        let lab = Lab::new(options.lab.clone())?;
+        let (drive_a, drive_b) = make_drives(lab.dir(), options.storage)?;
+        let guest_a = lab.start_guest(Node::A, Start::Boot, &as_paths(&drive_a))?;
+        let guest_b = lab.start_guest(Node::B, options.incoming, &as_paths(&drive_b))?;
+        lab.wait_for_echo(Instant::now() + BOOT_DEADLINE)
+            .with_context(|| guest_a.output())?;
+        let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
+        let client = Client::start(&lab, &options.traffic)?;
+        client.wait_for_more(WARM_UP_PACKETS)?;
+        Ok(Self {
+            client: Some(client),
+            guest_a,
+            guest_b,
+            qmp_a,
+            qmp_b,
+            lab,
+            options,
+        })
+    }
+
+    /// The namespaces of both nodes.
+    #[must_use]
+    pub fn nodes(&self) -> [&Netns; 2] {
+        [&self.lab.network().a, &self.lab.network().b]
+    }
+
+    /// Takes note of what the two QEMUs report for the next `wait`, and moves the fabric's route
+    /// once RESUME on B is `converge_after` old.
+    ///
+    /// # Errors
+    ///
+    /// When the route can't be moved.
+    pub fn watch(
+        &mut self,
+        timeline: &mut Timeline,
+        wait: Duration,
+        converge_after: Duration,
+    ) -> Result<()> {
+        let half = wait / 2;
+        // A QEMU that is gone has nothing more to report: its connection just stays silent.
+        for event in self
+            .qmp_a
+            .events_until(Instant::now() + half)
+            .unwrap_or_default()
+        {
+            timeline.note(Node::A, event);
+        }
+        for event in self
+            .qmp_b
+            .events_until(Instant::now() + half)
+            .unwrap_or_default()
+        {
+            timeline.note(Node::B, event);
+        }
+        let due = timeline.resume_ns.map(|at| at + ns(converge_after));
+        if timeline.converged_ns.is_none() && due.is_some_and(|due| now_ns() >= due) {
+            self.lab.converge()?;
+            timeline.converged_ns = Some(now_ns());
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    /// Lets some more traffic come back, stops it and settles.
+    ///
+    /// Silence is a result as well, so it comes with what can be known about its cause.
+    ///
+    /// # Errors
+    ///
+    /// When a socket failed, or the traffic was stopped before.
+    pub fn finish_traffic(&mut self) -> Result<(ClientResult, Option<String>)> {
+        let client = self
+            .client
+            .take()
+            .context("the traffic was stopped before")?;
+        let silence = client.wait_for_more(TAIL_PACKETS).err().map(|err| {
+            let mut text = format!(
+                "{err}
+"
+            );
+            for (node, qmp, guest) in [
+                (Node::A, &mut self.qmp_a, &self.guest_a),
+                (Node::B, &mut self.qmp_b, &self.guest_b),
+            ] {
+                let status = qmp.command("query-status", Value::Null);
+                let status =
+                    status.map_or_else(|err| format!("{err:#}"), |status| status.to_string());
+                text.push_str(&format!("{node:?}: {status}\n{}\n", guest.output()));
+            }
+            text
+        });
+        Ok((client.stop()?, silence))
+    }
+}
+
+/// What the two QEMUs reported, and when.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    /// All events, in the order in which they were read.
+    pub events: Vec<(Node, Event)>,
+    /// V's last STOP on A, in ns since the epoch.
+    pub stop_ns: Option<u64>,
+    /// V's first RESUME on B, in ns since the epoch.
+    pub resume_ns: Option<u64>,
+    /// When the fabric's route was moved, in ns since the epoch.
+    pub converged_ns: Option<u64>,
+}
+
+impl Timeline {
+    /// STOP on A to RESUME on B, in ms.
+    #[must_use]
+    pub fn downtime_ms(&self) -> Option<f64> {
+        Some(self.resume_ns?.saturating_sub(self.stop_ns?) as f64 / 1e6)
+    }
+
+    pub(super) fn note(&mut self, node: Node, event: Event) {
+        match (node, event.name.as_str()) {
+            (Node::A, "STOP") => self.stop_ns = Some(event.at_ns),
+            (Node::B, "RESUME") => self.resume_ns = self.resume_ns.or(Some(event.at_ns)),
+            _ => {}
+        }
+        self.events.push((node, event));
+    }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn as_paths(drive: &Option<PathBuf>) -> Vec<&Path> {
+    drive.iter().map(PathBuf::as_path).collect()
+}
+
+/// The images for A and B.
+fn make_drives(dir: &Path, storage: Storage) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    let make = |name: &str, mebibytes: u64| {
+        let path = dir.join(name);
+        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        file.set_len(mebibytes << 20)
+            .with_context(|| format!("size {}", path.display()))?;
+        anyhow::Ok(Some(path))
+    };
+    match storage {
+        Storage::Diskless => Ok((None, None)),
+        Storage::Local(size) => Ok((make("disk-a.raw", size)?, make("disk-b.raw", size)?)),
+        Storage::Shared(size) => {
+            let path = make("disk.raw", size)?;
+            Ok((path.clone(), path))
+        }
+    }
+}

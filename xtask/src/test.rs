@@ -1,0 +1,116 @@
+//! `cargo xtask test`: everything that `./scripts/test.sh` runs, cheap first.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use crate::steps::{Steps, cargo};
+use crate::{build_ebpf, tidy};
+
+/// What the machine that runs the whole suite must be able to do: a skip there is a failure.
+const REQUIRED: &str = "root,bpf,qemu";
+
+/// The part that needs neither root nor QEMU nor an eBPF toolchain.
+pub(crate) fn smoke(root: &Path) -> ExitCode {
+    let mut steps = Steps::default();
+    static_checks(root, &mut steps);
+    unprivileged_tests(root, &mut steps);
+    steps.finish()
+}
+
+/// Everything.
+pub(crate) fn all(root: &Path) -> ExitCode {
+    let mut steps = Steps::default();
+    steps.step("build the eBPF programs", || {
+        build_ebpf::ensure(root).map_err(|e| format!("{e:#}"))
+    });
+    static_checks(root, &mut steps);
+    steps.command(
+        "clippy for the eBPF programs",
+        &mut build_ebpf::clippy(root),
+    );
+    unprivileged_tests(root, &mut steps);
+    steps.command(
+        "build katamaran",
+        cargo(root).args(["build", "--release", "--workspace"]),
+    );
+    for (name, test) in [
+        ("the node's network (real kernel)", "netns"),
+        ("the data path (real kernel)", "dataplane"),
+        ("migrations (real QEMU)", "e2e"),
+    ] {
+        steps.command(
+            name,
+            cargo(root)
+                .args([
+                    "test",
+                    "--release",
+                    "-p",
+                    "katamaran-tests",
+                    "--test",
+                    test,
+                    "--",
+                    "--test-threads=1",
+                ])
+                .env("KATAMARAN_REQUIRE", REQUIRED),
+        );
+    }
+    steps.finish()
+}
+
+fn static_checks(root: &Path, steps: &mut Steps) {
+    steps.command("formatting", cargo(root).args(["fmt", "--all", "--check"]));
+    steps.step("house rules", || tidy::check(root));
+    steps.step("shell scripts parse", || shell_scripts(root));
+    steps.command(
+        "clippy",
+        cargo(root).args(["clippy", "--all-targets", "--", "-D", "warnings"]),
+    );
+    steps.command(
+        "documentation",
+        cargo(root)
+            .args(["doc", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    );
+}
+
+fn unprivileged_tests(root: &Path, steps: &mut Steps) {
+    steps.command(
+        "unit and protocol tests",
+        cargo(root).args([
+            "test",
+            "-p",
+            "katamaran",
+            "-p",
+            "katamaran-common",
+            "-p",
+            "xtask",
+        ]),
+    );
+    steps.command(
+        "command line",
+        cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]),
+    );
+}
+
+fn shell_scripts(root: &Path) -> Result<(), String> {
+    let listed = Command::new("git")
+        .args(["ls-files", "*.sh", ".ci/run"])
+        .current_dir(root)
+        .output()
+        .map_err(|e| format!("git ls-files: {e}"))?;
+    let mut bad = Vec::new();
+    for file in String::from_utf8_lossy(&listed.stdout).lines() {
+        let parsed = Command::new("bash")
+            .args(["-n", file])
+            .current_dir(root)
+            .status();
+        if !parsed.is_ok_and(|status| status.success()) {
+            bad.push(file.to_owned());
+        }
+    }
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(bad.join(", "))
+    }
+}
