@@ -11,6 +11,7 @@ macro_rules! indexed {
             /// All of them, in index order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
             /// How many there are: the length of the array.
+            #[expect(clippy::cast_possible_truncation, reason = "a handful of variants")]
             pub const COUNT: u32 = Self::ALL.len() as u32;
 
             /// The slot in the array.

@@ -208,6 +208,7 @@ pub fn parse_ip<R: PacketRead>(packet: &R, ethertype: u16, offset: u32, room: u3
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "picks fields out of words")]
 fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
     let words = packet.words::<5>(offset)?;
     let first = u32::from_be(words[0]);
@@ -233,6 +234,7 @@ fn parse_v4<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "picks fields out of words")]
 fn parse_v6<R: PacketRead>(packet: &R, offset: u32, room: u32) -> Option<Ip> {
     let words = packet.words::<10>(offset)?;
     let first = u32::from_be(words[0]);

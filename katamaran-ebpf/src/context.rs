@@ -68,6 +68,13 @@ impl Skb {
         unsafe { (*self.context.skb.skb).ifindex }
     }
 
+    /// Whether the frame's MAC is the device's: a flooding switch shows us others' frames as well.
+    #[inline(always)]
+    pub(crate) fn is_for_this_host(&self) -> bool {
+        // SAFETY: the kernel's own context.
+        unsafe { (*self.context.skb.skb).pkt_type == 0 }
+    }
+
     #[inline(always)]
     pub(crate) fn has_vlan(&self) -> bool {
         // SAFETY: the kernel's own context.

@@ -30,7 +30,7 @@ pub(crate) fn run(skb: &Skb) -> Option<i32> {
     if maps::is_address(&outer.destination) && skb.ifindex() == config.frames_ifindex {
         return Some(deliver(skb, config, &outer, 0));
     }
-    if !from_peer(config, &outer) {
+    if !skb.is_for_this_host() || !from_peer(config, &outer) {
         return Some(pass_other(skb));
     }
     let inner_ethertype = if outer.v4 {

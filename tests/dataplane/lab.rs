@@ -7,14 +7,17 @@
 //!
 //! V is routed, one address to a tap, as Calico does it. Addresses of IPv6 are `fd80::2` and so on.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use katamaran::ebpf::{
     AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, SourceDataplane,
-    SourceSpec, TapLocation,
+    SourceSpec, TapLocation, sweep,
 };
 use katamaran::session_id::SessionId;
 
@@ -90,6 +93,39 @@ impl Lab {
         Pump::start(&node.tap, &self.guest)
     }
 
+    /// All pins of this session.
+    pub(crate) fn pins(&self) -> BTreeSet<PathBuf> {
+        let session = PathBuf::from(format!("/sys/fs/bpf/katamaran/{}", self.session));
+        fs::read_dir(session)
+            .into_iter()
+            .flatten()
+            .flat_map(|role| fs::read_dir(role.unwrap().path()).unwrap())
+            .map(|pin| pin.unwrap().path())
+            .collect()
+    }
+
+    /// Puts a frame into V's device, behind an empty virtio header.
+    pub(crate) fn give_to_guest(&self, frame: &[u8]) {
+        let with_header = [&[0; 10], frame].concat();
+        assert_eq!(
+            (&self.guest).write(&with_header).unwrap(),
+            with_header.len()
+        );
+    }
+
+    /// A VXLAN device on each node, to the other; their indices.
+    pub(crate) fn vxlan(&self) -> (u32, u32) {
+        let make = |from: &Node, to: &Node| {
+            let (local, remote) = (&from.addresses()[0], &to.addresses()[0]);
+            from.netns.ip(&format!(
+                "link add vx0 type vxlan id 77 dstport 4789 local {local} remote {remote} dev up0"
+            ));
+            from.netns.ip("link set vx0 up");
+            from.netns.ifindex("vx0")
+        };
+        (make(&self.a, &self.b), make(&self.b, &self.a))
+    }
+
     pub(crate) fn vm_addresses(&self) -> Vec<IpAddr> {
         vec![V4.parse().unwrap(), V6.parse().unwrap()]
     }
@@ -152,16 +188,11 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // After a panic the data planes were only dropped: their pins are here.
+        // After a panic the data planes were only dropped: their pins are here, and nobody's.
         if thread::panicking() {
-            for role in ["source", "destination"] {
-                let pins = format!("/sys/fs/bpf/katamaran/{}/{role}", self.session);
-                for pin in fs::read_dir(&pins).into_iter().flatten().flatten() {
-                    let _ = fs::remove_file(pin.path());
-                }
-                let _ = fs::remove_dir(&pins);
-            }
-            let _ = fs::remove_dir(format!("/sys/fs/bpf/katamaran/{}", self.session));
+            let session = self.session;
+            let swept = self.a.netns.run(|| sweep(|found| found == session));
+            println!("swept after the panic: {swept:?}");
         }
     }
 }

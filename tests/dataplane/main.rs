@@ -3,12 +3,21 @@
 //!
 //! Needs root and the eBPF object; without them each test prints `SKIP name: reason`, or fails if
 //! `KATAMARAN_REQUIRE` names what is missing (`root`, `bpf`).
+#![expect(clippy::unwrap_used, reason = "tests panic, helpers of tests too")]
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod copies;
 mod cutover;
+mod device;
+mod drops;
 mod lab;
+mod lifecycle;
+mod mtu;
+mod neighbour;
 mod netns;
 mod pump;
 mod require;
 mod stream;
 mod tap;
 mod traffic;
+mod wire;

@@ -25,6 +25,11 @@ impl Netns {
         execute("ip", &["netns", "add", &name]);
         let file = File::open(format!("/run/netns/{name}")).unwrap();
         let netns = Self { name, file };
+        // Duplicate address detection holds a new link's neighbour discovery up for seconds.
+        for conf in ["all", "default"] {
+            netns.sysctl(&format!("ipv6/conf/{conf}/accept_dad"), "0");
+            netns.sysctl(&format!("ipv6/conf/{conf}/dad_transmits"), "0");
+        }
         netns.ip("link set lo up");
         netns
     }
@@ -56,8 +61,13 @@ impl Netns {
         self.command("ip", arguments)
     }
 
+    /// The same for any program. A blank inside an argument is written `_`.
     pub(crate) fn command(&self, program: &str, arguments: &str) -> String {
-        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        let arguments: Vec<String> = arguments
+            .split_whitespace()
+            .map(|argument| argument.replace('_', " "))
+            .collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.run(|| execute(program, &arguments))
     }
 

@@ -49,8 +49,9 @@ fn copy(mut from: &File, mut to: &File, buffer: &mut [u8]) {
         let Ok(length) = from.read(buffer) else {
             return;
         };
-        // A device that is down refuses; the frame is lost as it would be in hardware.
-        let _ = to.write(&buffer[..length]);
+        if let Err(error) = to.write(&buffer[..length]) {
+            println!("a device refused a frame of {length} bytes: {error}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use katamaran::ebpf::{DestinationCounters, SourceCounters};
 
 use crate::cutover::{assert_balanced, drain, taken_unseen};
 use crate::lab::{Lab, ROOMY, V4, V6};
+use crate::mtu::Detour;
 use crate::netns::wait_until;
 use crate::require::require;
 
@@ -19,7 +20,7 @@ const BYTES: usize = 48 << 20;
 #[test]
 fn a_v4_bulk_stream_survives_the_flip_as_super_packets() {
     require!("a_v4_bulk_stream_survives_the_flip_as_super_packets");
-    let (s, d) = stream_through_cutover(&Lab::new(ROOMY), V4);
+    let (s, d) = stream_through_cutover(&Lab::new(ROOMY), V4, Detour::None);
     assert!(s.s3.packets > s.s3.skbs * 4, "no super-packets: {s:#?}");
     assert!(d.d1.packets > d.d1.skbs * 4, "no super-packets: {d:#?}");
 }
@@ -27,16 +28,22 @@ fn a_v4_bulk_stream_survives_the_flip_as_super_packets() {
 #[test]
 fn a_v6_bulk_stream_survives_the_flip_as_super_packets() {
     require!("a_v6_bulk_stream_survives_the_flip_as_super_packets");
-    let (s, d) = stream_through_cutover(&Lab::new(ROOMY), V6);
+    let (s, d) = stream_through_cutover(&Lab::new(ROOMY), V6, Detour::None);
     assert!(s.s3.packets > s.s3.skbs * 4, "no super-packets: {s:#?}");
     assert!(d.d1.packets > d.d1.skbs * 4, "no super-packets: {d:#?}");
 }
 
 /// Sends a known stream to V, flips and moves V in the middle, and compares what arrived.
-fn stream_through_cutover(lab: &Lab, address: &str) -> (SourceCounters, DestinationCounters) {
+pub(crate) fn stream_through_cutover(
+    lab: &Lab,
+    address: &str,
+    detour: Detour,
+) -> (SourceCounters, DestinationCounters) {
+    let (mut source_spec, mut destination_spec) = (lab.source_spec(), lab.destination_spec());
+    detour.prepare(lab, &mut source_spec, &mut destination_spec);
     let pump = lab.pump(&lab.a);
-    let destination = lab.arm_destination(&lab.destination_spec());
-    let source = lab.arm_source(&lab.source_spec());
+    let destination = lab.arm_destination(&destination_spec);
+    let source = lab.arm_source(&source_spec);
     let taken = taken_unseen(lab, &source);
 
     let target = SocketAddr::new(address.parse().unwrap(), 7000);
@@ -105,5 +112,5 @@ fn stream_through_cutover(lab: &Lab, address: &str) -> (SourceCounters, Destinat
 }
 
 fn pattern(at: usize) -> u8 {
-    (at.wrapping_mul(2_654_435_761) >> 13) as u8
+    at.wrapping_mul(2_654_435_761).to_le_bytes()[2]
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,13 +47,44 @@ impl Sender {
         }
     }
 
-    pub(crate) fn sent(&self) -> u32 {
-        self.next
+    /// Sends `count` datagrams as one super-packet; the last is `last` bytes, the others `size`.
+    pub(crate) fn send_super(&mut self, count: u32, size: usize, last: usize) {
+        let segment = i32::try_from(size).unwrap();
+        set_option(&self.socket, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        let mut payload = Vec::new();
+        for index in 0..count {
+            let end = payload.len() + if index + 1 == count { last } else { size };
+            payload.extend(self.next.to_be_bytes());
+            payload.resize(end, 0x5a);
+            self.next += 1;
+        }
+        self.socket.send_to(&payload, self.target).unwrap();
     }
 
-    pub(crate) fn socket(&self) -> &UdpSocket {
-        &self.socket
+    /// Sets "don't fragment" and ignores what the path is said to carry.
+    pub(crate) fn forbid_fragments(&self) {
+        let (level, option) = if self.target.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+        };
+        set_option(&self.socket, level, option, libc::IP_PMTUDISC_PROBE);
     }
+}
+
+fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) {
+    let size = libc::socklen_t::try_from(size_of::<i32>()).unwrap();
+    // SAFETY: an open socket, and a value of the given size that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Receives numbered datagrams in a namespace: number -> how often.
@@ -96,6 +128,10 @@ impl Receiver {
 
     pub(crate) fn received(&self) -> usize {
         self.seen.lock().unwrap().len()
+    }
+
+    pub(crate) fn has(&self, number: u32) -> bool {
+        self.seen.lock().unwrap().contains_key(&number)
     }
 
     /// Each of `0..sent` exactly once.

@@ -1,5 +1,6 @@
 //! Attaching programs, pinning what attaches them, and taking them off again.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -76,8 +77,10 @@ enum Held {
     },
     Filter {
         program: &'static str,
-        filter: SchedClassifierLink,
+        /// aya detaches a filter that is dropped; a crash would not, and neither do pinned links.
+        filter: ManuallyDrop<SchedClassifierLink>,
         pin: PathBuf,
+        /// The device whose clsact qdisc is ours.
         clsact_of: Option<u32>,
     },
 }
@@ -148,9 +151,10 @@ impl Attachments {
             path: pin.clone(),
             source: Box::new(error),
         })?;
+        let filter = ManuallyDrop::new(link);
         self.held.push(Held::Filter {
             program,
-            filter: link,
+            filter,
             pin,
             clsact_of,
         });
@@ -224,10 +228,12 @@ impl Held {
                 clsact_of,
             } => {
                 use aya::programs::Link as _;
-                filter.detach().map_err(|source| EbpfError::Detach {
-                    program,
-                    source: Box::new(source),
-                })?;
+                ManuallyDrop::into_inner(filter)
+                    .detach()
+                    .map_err(|source| EbpfError::Detach {
+                        program,
+                        source: Box::new(source),
+                    })?;
                 std::fs::remove_file(&pin).map_err(|source| EbpfError::Bpffs {
                     operation: "remove",
                     path: pin,

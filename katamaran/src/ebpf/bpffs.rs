@@ -41,6 +41,8 @@ impl fmt::Display for Role {
 /// What a sweep found of one dead session.
 #[derive(Debug)]
 pub struct Swept {
+    /// The session.
+    pub session: SessionId,
     /// Its directory.
     pub path: PathBuf,
     /// Whether all of it is gone, and if not, why.
@@ -155,29 +157,65 @@ fn remove_directories(path: &Path) -> Result<(), EbpfError> {
     Ok(())
 }
 
-/// Removes what processes that no longer run have left, and says what became of each.
+/// Removes what processes that no longer run have left of the wanted sessions, and says what became of
+/// each.
 ///
-/// A redirect that a crashed migration left in place stops here, so call it only when no migration of
-/// that VM is to be taken up again.
+/// A redirect that a crashed migration left in place stops here, so want only sessions that are not to
+/// be taken up again.
 ///
 /// # Errors
 ///
 /// When the pins can't be listed. Failures with single sessions are in their [`Swept`].
-pub fn sweep() -> Result<Vec<Swept>, EbpfError> {
+pub fn sweep(wanted: impl Fn(SessionId) -> bool) -> Result<Vec<Swept>, EbpfError> {
+    let mut swept = Vec::new();
+    for (session, path) in role_directories()? {
+        if !wanted(session) {
+            continue;
+        }
+        let outcome = match lock(&path) {
+            Ok(None) => continue,
+            Ok(Some(_lock)) => empty(&path).and_then(|()| remove_directories(&path)),
+            Err(error) => Err(error),
+        };
+        swept.push(Swept {
+            session,
+            path,
+            outcome,
+        });
+    }
+    Ok(swept)
+}
+
+/// Sessions that have pins but no running process. Changes nothing.
+///
+/// # Errors
+///
+/// When the pins can't be listed.
+pub fn stale_sessions() -> Result<Vec<SessionId>, EbpfError> {
+    let mut stale = Vec::new();
+    for (session, path) in role_directories()? {
+        if lock(&path)?.is_some() && !stale.contains(&session) {
+            stale.push(session);
+        }
+    }
+    Ok(stale)
+}
+
+/// All `<session>/<role>` directories; what is not named like one is not ours.
+fn role_directories() -> Result<Vec<(SessionId, PathBuf)>, EbpfError> {
     let root = Path::new(ROOT);
     if !is_bpffs(Path::new(BPFFS)) || !root.exists() {
         return Ok(Vec::new());
     }
-    let mut swept = Vec::new();
-    for session in entries(root)? {
-        for path in entries(&session)? {
-            let outcome = match lock(&path) {
-                Ok(None) => continue,
-                Ok(Some(_lock)) => empty(&path).and_then(|()| remove_directories(&path)),
-                Err(error) => Err(error),
-            };
-            swept.push(Swept { path, outcome });
-        }
+    let mut found = Vec::new();
+    for directory in entries(root)? {
+        let name = directory
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let Some(session) = name.and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        found.extend(entries(&directory)?.into_iter().map(|path| (session, path)));
     }
-    Ok(swept)
+    Ok(found)
 }

@@ -149,6 +149,16 @@ impl DestinationDataplane {
         self.plane.attach_mode()
     }
 
+    /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.
+    ///
+    /// For an outcome that is not known, when V's packets must go on as they do; [`sweep`] or arming
+    /// the same session again cleans up.
+    ///
+    /// [`sweep`]: super::sweep
+    pub fn abandon(self) {
+        drop(self.plane);
+    }
+
     /// Detaches, unpins, unloads: nothing is left.
     ///
     /// Must be called on a thread in the network namespace of the devices.
@@ -161,6 +171,12 @@ impl DestinationDataplane {
     }
 }
 
+/// Told apart from other sessions' marks, and from the small ones that people use.
+fn mark(session: SessionId) -> u32 {
+    let [a, b, c, d, ..] = session.0.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) | 0x8000_0000
+}
+
 fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     let mut config = Config {
         deliver_ifindex: spec.deliver_ifindex,
@@ -168,8 +184,7 @@ fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
             spec.vm_mac,
             device::ethernet_address(spec.deliver_ifindex)?,
         ),
-        // Told apart from other sessions' marks and from the small ones that people use.
-        mark: (spec.session.0 as u32) | 0x8000_0000,
+        mark: mark(spec.session),
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,

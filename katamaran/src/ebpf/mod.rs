@@ -38,7 +38,7 @@ mod tunnel;
 mod witness;
 
 pub use attach::{AttachMode, AttachPreference};
-pub use bpffs::{Role, Swept, sweep};
+pub use bpffs::{Role, Swept, stale_sessions, sweep};
 pub use btf::BtfError;
 pub use copies::CopiedFrame;
 pub use counters::{DestinationCounters, SequenceCounters, SourceCounters};

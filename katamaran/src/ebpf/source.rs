@@ -1,7 +1,7 @@
 //! The data plane of S.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use katamaran_common::layout::{Config, Mode, encap};
@@ -132,6 +132,9 @@ impl SourceDataplane {
             let copying = object::map(ebpf, names::MAP_COPYING)?;
             Ok((Switch { mode, copying }, CopyMap::take(ebpf)?))
         };
+        if let Encap::Ip { local, remote, .. } = &spec.encap {
+            warm_neighbours(local, remote);
+        }
         let (plane, (switch, copies)) = Plane::arm(
             spec.session,
             Role::Source,
@@ -246,6 +249,16 @@ impl SourceDataplane {
         self.plane.attach_mode()
     }
 
+    /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.
+    ///
+    /// For an outcome that is not known, when V's packets must go on as they do; [`sweep`] or arming
+    /// the same session again cleans up.
+    ///
+    /// [`sweep`]: super::sweep
+    pub fn abandon(self) {
+        drop(self.plane);
+    }
+
     /// Detaches, unpins, unloads: nothing is left.
     ///
     /// Must be called on a thread in the network namespace of the hook.
@@ -289,6 +302,24 @@ fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
         }
     }
     Ok(config)
+}
+
+/// Has the kernel look up D's neighbour entries now, by sending D's discard port an empty datagram.
+///
+/// Packets that wait for a neighbour's answer are held in a short queue and dropped when it is full;
+/// right after the flip is no time for that. Not being able to is no failure: the redirect looks them
+/// up as well.
+fn warm_neighbours(local: &[IpAddr], remote: &[IpAddr]) {
+    const DISCARD: u16 = 9;
+    for to in remote {
+        for from in local.iter().filter(|from| from.is_ipv4() == to.is_ipv4()) {
+            let sent =
+                UdpSocket::bind((*from, 0)).and_then(|socket| socket.send_to(&[], (*to, DISCARD)));
+            if let Err(error) = sent {
+                tracing::debug!(%from, %to, %error, "could not warm the neighbour entry");
+            }
+        }
+    }
 }
 
 fn write(slot: &mut Slot<u32>, map: &'static str, value: u32) -> Result<(), EbpfError> {

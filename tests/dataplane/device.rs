@@ -1,0 +1,136 @@
+//! Redirecting through a tunnel device, and super-packets of datagrams.
+
+use katamaran::ebpf::{AttachMode, AttachPreference, Encap, Ingress};
+
+use crate::cutover::{assert_balanced, drain, taken_unseen};
+use crate::lab::{Lab, ROOMY, V4, V6};
+use crate::netns::wait_until;
+use crate::require::require;
+use crate::traffic::{Receiver, Sender};
+
+#[test]
+fn frames_travel_through_a_vxlan_device() {
+    require!("frames_travel_through_a_vxlan_device");
+    for address in [V4, V6] {
+        through_device(address);
+    }
+}
+
+fn through_device(address: &str) {
+    let lab = Lab::new(ROOMY);
+    let (at_source, at_destination) = lab.vxlan();
+    let mut source_spec = lab.source_spec();
+    source_spec.encap = Encap::Device { ifindex: at_source };
+    let mut destination_spec = lab.destination_spec();
+    destination_spec.ingress = vec![Ingress::Frames {
+        ifindex: at_destination,
+    }];
+
+    let pump = lab.pump(&lab.a);
+    let receiver = Receiver::new(&lab.vm);
+    let mut sender = Sender::new(&lab.client, address);
+    let destination = lab.arm_destination(&destination_spec);
+    let source = lab.arm_source(&source_spec);
+    let taken = taken_unseen(&lab, &source);
+    sender.send(1, 100);
+    wait_until("V answers", || receiver.received() == 1);
+    source.flip().unwrap();
+    sender.send(1, 100);
+    // The tunnel's own neighbour entries are found with the first packet.
+    wait_until("the first comes through", || {
+        destination.counters().unwrap().d1.packets == 1
+    });
+    sender.send(300, 1000);
+    drain(&lab, &source, taken);
+    drop(pump);
+    let _pump = lab.pump(&lab.b);
+    wait_until("all arrive", || receiver.received() == 302);
+    receiver.assert_all_once(302);
+    let (s, d) = (source.counters().unwrap(), destination.counters().unwrap());
+    assert_balanced(&s, &d);
+    assert_eq!(
+        (s.s3.packets, d.sequence_v4.seen),
+        (301, 0),
+        "frames are not numbered"
+    );
+    lab.disarm(source, destination);
+}
+
+#[test]
+fn super_packets_of_datagrams_arrive_as_the_datagrams_they_were() {
+    require!("super_packets_of_datagrams_arrive_as_the_datagrams_they_were");
+    for address in [V4, V6] {
+        super_datagrams(address);
+    }
+}
+
+fn super_datagrams(address: &str) {
+    const EACH: u32 = 1000;
+    let lab = Lab::new(ROOMY);
+    let pump = lab.pump(&lab.a);
+    let receiver = Receiver::new(&lab.vm);
+    let mut sender = Sender::new(&lab.client, address);
+    let destination = lab.arm_destination(&lab.destination_spec());
+    let source = lab.arm_source(&lab.source_spec());
+    let taken = taken_unseen(&lab, &source);
+    sender.send(1, 100);
+    wait_until("V answers", || receiver.received() == 1);
+    source.flip().unwrap();
+    // 10 super-packets of 40 numbered datagrams; the last of each is short.
+    for _ in 0..10 {
+        sender.send_super(40, EACH as usize, 600);
+    }
+    drain(&lab, &source, taken);
+    drop(pump);
+    let _pump = lab.pump(&lab.b);
+    wait_until("all arrive", || receiver.received() == 401);
+    receiver.assert_all_once(401);
+    let (s, d) = (source.counters().unwrap(), destination.counters().unwrap());
+    assert_balanced(&s, &d);
+    assert_eq!(s.s3.packets, 400);
+    assert!(s.s3.skbs < 400, "no super-packets: {s:#?}");
+    lab.disarm(source, destination);
+}
+
+#[test]
+fn without_tcx_the_programs_attach_to_clsact_and_leave_none() {
+    require!("without_tcx_the_programs_attach_to_clsact_and_leave_none");
+    let lab = Lab::new(ROOMY);
+    let pump = lab.pump(&lab.a);
+    let receiver = Receiver::new(&lab.vm);
+    let mut sender = Sender::new(&lab.client, V4);
+    let (mut source_spec, mut destination_spec) = (lab.source_spec(), lab.destination_spec());
+    source_spec.attach = AttachPreference::Clsact;
+    destination_spec.attach = AttachPreference::Clsact;
+    // Somebody else's qdisc on one of the devices must stay.
+    lab.b.netns.command("tc", "qdisc add dev up0 clsact");
+    let destination = lab.arm_destination(&destination_spec);
+    let source = lab.arm_source(&source_spec);
+    assert_eq!(source.attach_mode(), AttachMode::Clsact);
+    let taken = taken_unseen(&lab, &source);
+    sender.send(1, 100);
+    wait_until("V answers", || receiver.received() == 1);
+    source.flip().unwrap();
+    sender.send(100, 100);
+    drain(&lab, &source, taken);
+    drop(pump);
+    let _pump = lab.pump(&lab.b);
+    wait_until("all arrive", || receiver.received() == 101);
+    receiver.assert_all_once(101);
+    assert_balanced(
+        &source.counters().unwrap(),
+        &destination.counters().unwrap(),
+    );
+    lab.disarm(source, destination);
+    let left = |netns: &crate::netns::Netns, device: &str| {
+        netns
+            .command("tc", &format!("qdisc show dev {device}"))
+            .contains("clsact")
+    };
+    assert!(
+        !left(&lab.a.netns, "vtap") && !left(&lab.b.netns, "vtap"),
+        "a clsact is left"
+    );
+    assert!(left(&lab.b.netns, "up0"), "somebody else's clsact is gone");
+    assert_eq!(lab.b.netns.command("tc", "filter show dev up0 ingress"), "");
+}

@@ -1,0 +1,125 @@
+//! What the kernel drops of V's packets is seen, with the kernel's own reason.
+
+use katamaran::ebpf::PacketDrop;
+
+use crate::lab::{Lab, ROOMY, V4};
+use crate::netns::{Netns, wait_until};
+use crate::require::require;
+use crate::traffic::{Receiver, Sender};
+use crate::wire::Wire;
+
+/// A filter that drops everything: one instruction of classic BPF, "the whole packet matches", and a
+/// device that is down. (Blanks inside arguments are written `_`.)
+const DROP_ALL: &str = "bpf bytecode 1,6_0_0_4294967295 action mirred egress redirect dev down0";
+
+fn drop_all_at(netns: &Netns, device: &str) {
+    netns.ip("link add down0 type veth peer name down1");
+    netns.command("tc", &format!("qdisc add dev {device} clsact"));
+    netns.command("tc", &format!("filter add dev {device} egress {DROP_ALL}"));
+}
+
+#[test]
+fn drops_on_the_way_to_the_tap_have_the_kernels_reason() {
+    require!("drops_on_the_way_to_the_tap_have_the_kernels_reason");
+    let lab = Lab::new(ROOMY);
+    let pump = lab.pump(&lab.a);
+    let receiver = Receiver::new(&lab.vm);
+    let mut sender = Sender::new(&lab.client, V4);
+    let source = lab.arm_source(&lab.source_spec());
+    sender.send(1, 100);
+    wait_until("V answers", || receiver.received() == 1);
+    let reasons = || source.drops().unwrap().unwrap();
+
+    // A firewall in the forward path: before our hook.
+    lab.a.netns.command("nft", "add table inet ktmt");
+    lab.a.netns.command(
+        "nft",
+        "add chain inet ktmt f { type filter hook forward priority 0 ; }",
+    );
+    lab.a
+        .netns
+        .command("nft", &format!("add rule inet ktmt f ip daddr {V4} drop"));
+    sender.send(7, 100);
+    wait_until("the firewall's drops are seen", || {
+        count(&reasons(), "NETFILTER_DROP") == 7
+    });
+    lab.a.netns.command("nft", "delete table inet ktmt");
+
+    // A filter on the tap: behind our hook.
+    drop_all_at(&lab.a.netns, "vtap");
+    sender.send(5, 100);
+    wait_until("the filter's drops are seen", || {
+        count(&reasons(), "TC_EGRESS") == 5
+    });
+    lab.a.netns.command("tc", "qdisc del dev vtap clsact");
+
+    // Nobody reads the tap, and its ring is short.
+    drop(pump);
+    lab.a.netns.ip("link set vtap txqueuelen 10");
+    sender.send(30, 100);
+    wait_until("the ring overflows", || {
+        count(&reasons(), "FULL_RING") == 20
+    });
+    let full = reasons()
+        .into_iter()
+        .find(|drop| drop.reason == "FULL_RING")
+        .unwrap();
+    assert_eq!(full.ifindex, lab.a.tap_location().ifindex);
+    assert!(full.symbol.unwrap().starts_with("tun_net_xmit"));
+    assert_eq!(lab.a.netns.statistic("vtap", "tx", "dropped"), 20);
+    lab.a.netns.run(|| source.remove()).unwrap();
+}
+
+fn count(drops: &[PacketDrop], reason: &str) -> u64 {
+    drops
+        .iter()
+        .filter(|drop| drop.reason == reason)
+        .map(|drop| drop.packets)
+        .sum()
+}
+
+#[test]
+fn a_loss_in_the_tunnel_shows_in_counters_numbers_and_digests() {
+    require!("a_loss_in_the_tunnel_shows_in_counters_numbers_and_digests");
+    let lab = Lab::new(ROOMY);
+    let _pump = lab.pump(&lab.b);
+    let mut sender = Sender::new(&lab.client, V4);
+    let destination = lab.arm_destination(&lab.destination_spec());
+    let source = lab.arm_source(&lab.source_spec());
+    source.flip().unwrap();
+    sender.send(10, 100);
+    wait_until("ten arrive", || {
+        destination.counters().unwrap().d1.packets == 10
+    });
+
+    // The fabric loses three and repeats two.
+    drop_all_at(&lab.fabric, "to82");
+    sender.send(3, 100);
+    wait_until("three are sent", || {
+        source.counters().unwrap().s3.packets == 13
+    });
+    wait_until("three are lost", || {
+        lab.fabric
+            .command("tc", "-s filter show dev to82 egress")
+            .contains(" 3 pkt")
+    });
+    lab.fabric.command("tc", "filter del dev to82 egress");
+    let wire = Wire::open(&lab.fabric, "to82");
+    sender.send(3, 100);
+    wait_until("three arrive", || {
+        destination.counters().unwrap().d1.packets == 13
+    });
+    let is_tunnelled = |frame: &[u8]| frame.get(12..15) == Some(&[8, 0, 0x45]) && frame[23] == 4;
+    for frame in wire.record(3, is_tunnelled) {
+        wire.send(&frame);
+    }
+    wait_until("three come twice", || {
+        destination.counters().unwrap().d1.packets == 16
+    });
+
+    let (s, d) = (source.counters().unwrap(), destination.counters().unwrap());
+    assert_eq!((s.s3.packets, d.d1.packets), (16, 16), "the counters agree");
+    assert_ne!(s.digest_s3, d.digest_d1, "and the digests don't");
+    assert_eq!((d.sequence_v4.skipped, d.sequence_v4.late), (3, 3));
+    lab.disarm(source, destination);
+}
