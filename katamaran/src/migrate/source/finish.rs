@@ -291,7 +291,7 @@ pub(crate) fn drop_records(
 ) -> Vec<DropRecord> {
     drops
         .iter()
-        .filter(|drop| !drop.is_copy())
+        .filter(|drop| !drop.is_no_loss())
         .map(|drop| DropRecord {
             hop: hop(drop),
             reason: drop.reason.clone(),
