@@ -89,22 +89,6 @@ pub enum MigrateError {
     Interrupted,
 }
 
-impl MigrateError {
-    /// Refused before anything was touched.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused { .. }
-                | Self::RefusedByPeer(_)
-                | Self::Connect(_)
-                | Self::Listen { .. }
-                | Self::Discover(_)
-                | Self::NotRunning(_)
-        )
-    }
-}
-
 /// The whole chain, outermost first, on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
