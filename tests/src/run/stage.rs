@@ -148,6 +148,13 @@ impl Client {
         })
     }
 
+    /// Has UDP packets marked from now on, or no more.
+    pub fn set_marking(&self, on: bool) {
+        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+            udp.set_marking(on);
+        }
+    }
+
     /// Waits until every UDP stream has had `count` more packets back.
     ///
     /// # Errors
