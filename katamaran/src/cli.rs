@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What the exit status tells a script; shown by `--help`.
 const EXIT_STATUS: &str = "\
@@ -151,30 +151,30 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     Cli::try_parse_from(with_two_dashes(args))
 }
 
-/// Turns `-name` and `-name=value` into `--name...` where `name` is a long flag of ours.
+/// Turns `-name` and `-name=value` into `--name...`. All our short flags are one letter, so an unknown
+/// long flag with one dash is told by its full name, too. What follows `--` stays as it is.
 fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let command = Cli::command();
-    let known = |name: &str| {
-        matches!(name, "help" | "version")
-            || command.get_arguments().any(|a| a.get_long() == Some(name))
-    };
+    let mut flags_end = false;
     args.into_iter()
-        .map(|arg| match arg.to_str() {
-            Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => {
-                let name = text[1..].split('=').next().unwrap_or_default();
-                if known(name) {
-                    format!("-{text}").into()
-                } else {
-                    arg
-                }
+        .map(|arg| {
+            flags_end |= arg == "--";
+            match arg.to_str().and_then(|text| text.strip_prefix('-')) {
+                Some(name) if !flags_end && is_long(name) => format!("--{name}").into(),
+                _ => arg,
             }
-            _ => arg,
         })
         .collect()
 }
 
+/// Not one letter, not `-name` (two dashes already), not a negative number.
+fn is_long(name: &str) -> bool {
+    name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -199,6 +199,21 @@ mod tests {
         assert_eq!(cli.migrate.mode.as_deref(), Some("source"));
         assert_eq!(cli.migrate.dest_ip, ["10.0.0.2"]);
         assert!(cli.migrate.shared_storage);
+    }
+
+    #[test]
+    fn an_unknown_flag_with_one_dash_is_told_by_its_full_name() {
+        let error = parsed(&["katamaran", "-no-such"]).unwrap_err();
+        assert!(error.to_string().contains("--no-such"), "{error}");
+    }
+
+    #[test]
+    fn what_follows_two_dashes_alone_is_no_flag() {
+        let cli = parsed(&["katamaran", "report", "--", "-my-report"]).unwrap();
+        let Some(Command::Report { file }) = cli.command else {
+            panic!("not a report")
+        };
+        assert_eq!(file, PathBuf::from("-my-report"));
     }
 
     #[test]

@@ -86,6 +86,11 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
             "xtask",
         ]),
     );
+    // The tests run the program as users do; cargo builds no programs of other packages for a test.
+    steps.command(
+        "build the command",
+        cargo(root).args(["build", "-p", "katamaran"]),
+    );
     steps.command(
         "command line",
         cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]),

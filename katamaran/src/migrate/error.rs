@@ -93,26 +93,6 @@ pub enum MigrateError {
     Interrupted,
 }
 
-impl MigrateError {
-    /// Refused before anything was touched.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused { .. }
-                | Self::RefusedByPeer(_)
-                | Self::Connect(_)
-                | Self::Listen { .. }
-                | Self::Discover(_)
-                | Self::NotRunning(_)
-                | Self::Ebpf {
-                    source: EbpfError::ObjectNotBuilt | EbpfError::ObjectStale { .. },
-                    ..
-                }
-        )
-    }
-}
-
 /// The whole chain, outermost first, on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

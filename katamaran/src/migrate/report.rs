@@ -257,13 +257,18 @@ impl Report {
     /// # Errors
     /// The file cannot be read, or is not a report of this schema.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let report: Self = serde_json::from_slice(&std::fs::read(path)?)?;
-        if report.schema != SCHEMA {
+        // Another schema may have other fields: it is told by its number before anything else is read.
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let text = std::fs::read(path)?;
+        let Version { schema } = serde_json::from_slice(&text)?;
+        if schema != SCHEMA {
             return Err(io::Error::other(format!(
-                "report schema {} is not {SCHEMA}",
-                report.schema
+                "report schema {schema} is not {SCHEMA}"
             )));
         }
-        Ok(report)
+        Ok(serde_json::from_slice(&text)?)
     }
 }

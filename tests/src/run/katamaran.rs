@@ -104,7 +104,7 @@ impl KatamaranProcess {
         };
         let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
         let netns = stage.lab.network().node(role.node());
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(katamaran_binary()?);
         command.args(["--mode", role.name(), "--insecure-plaintext", "--tap", TAP]);
         command
             .arg("--tap-netns")
@@ -326,8 +326,12 @@ fn port(args: &[String]) -> u16 {
         .unwrap_or(7482)
 }
 
-/// `$KATAMARAN_BIN`, or the program that was built beside this one.
-fn binary() -> Result<PathBuf> {
+/// The program under test: `$KATAMARAN_BIN`, or the one that was built beside this one.
+///
+/// # Errors
+///
+/// When it has not been built.
+pub fn katamaran_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("KATAMARAN_BIN") {
         return Ok(path.into());
     }

@@ -10,6 +10,8 @@ mod stage;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::disk::{DiskLoad, DiskResult};
-pub use self::katamaran::{KatamaranProcess, MigrationOptions, Role, run_migration};
+pub use self::katamaran::{
+    KatamaranProcess, MigrationOptions, Role, katamaran_binary, run_migration,
+};
 pub use self::result::{ClientResult, MigrationRun, SideResult};
 pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};

@@ -56,12 +56,10 @@ pub async fn run(
             report.outcome = Outcome::Interrupted;
             report.error = Some("interrupted before a source came".into());
         }
+        // No source has come yet, so nothing was set up.
         Err(error) => {
-            report.outcome = if error.is_refusal() {
-                Outcome::Refused
-            } else {
-                Outcome::Failed
-            };
+            tracing::error!(error = chain(&error), "not ready for a source");
+            report.outcome = Outcome::Refused;
             report.error = Some(chain(&error));
         }
     }

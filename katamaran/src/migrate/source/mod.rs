@@ -97,7 +97,8 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     let phase = run.progress.current();
     run.progress.begin("undo");
     let interrupted = matches!(error, MigrateError::Interrupted);
-    let touched = !error.is_refusal() || phase != "prepare";
+    // Prepare only looks.
+    let touched = phase != "prepare";
     if !interrupted {
         tracing::error!(phase, error = chain(error), "the migration failed");
     }
