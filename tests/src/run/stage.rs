@@ -76,6 +76,8 @@ pub struct StageOptions {
     pub storage: Storage,
     /// How the QEMU on B starts.
     pub incoming: Start,
+    /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
+    pub meddle: bool,
 }
 
 impl Default for StageOptions {
@@ -85,6 +87,7 @@ impl Default for StageOptions {
             traffic: TrafficSpec::default(),
             storage: Storage::Diskless,
             incoming: Start::Incoming,
+            meddle: false,
         }
     }
 }
@@ -260,7 +263,17 @@ impl Stage {
             .events_until(Instant::now() + half)
             .unwrap_or_default()
         {
+            let active = event.name == "MIGRATION" && event.data["status"] == "active";
             timeline.note(Node::A, event);
+            if self.options.meddle && active {
+                self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}),
+                ).or_else(|_| self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000}),
+                ))?;
+            }
         }
         for event in self
             .qmp_b
