@@ -102,6 +102,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
         Some(hooks) => Some(hooks.flip().doing("flip to REDIRECT")?),
         None => None,
     };
+    run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
     let drained = drain(armed).await;
     armed.stopped.store(true, Ordering::Relaxed);

@@ -81,6 +81,7 @@ pub(crate) async fn after_early_stop(
     let flip_us = now_us();
     let flip = Instant::now();
     let time = hooks.flip().doing("flip to REDIRECT")?;
+    recovery.run.report.cutover.flip_us = Some(flip_us);
     recovery.run.report.cutover.flip_write_us = Some(write_us(time));
     settle(armed, hooks).await;
     let between = read_ring(&queues)?;
