@@ -82,8 +82,12 @@ impl TapBalance {
 /// Packets recovered by hand around an unforeseen stop or an abort.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovered {
-    /// Read out of the source's tap (or its copy ring) and sent to the destination.
+    /// Read out of the source's tap by us instead of by QEMU.
     pub from_source_tap: u64,
+    /// Swallowed by the stopped QEMU, and found among the program's copies.
+    pub swallowed: u64,
+    /// Swallowed by the stopped QEMU, and found nowhere.
+    pub beyond_recovery: u64,
     /// Put into the destination's tap.
     pub into_destination_tap: u64,
     /// Given back to the source by the destination after an abort.
@@ -101,6 +105,9 @@ pub struct SourceLedger {
     /// Packets that could not be encapsulated and were passed to the stopped VM instead.
     pub encap_failed: Option<u64>,
     pub drops: Option<Vec<DropRecord>>,
+    /// QEMU stopped the VM by itself. It may then discard a packet that it had read while the guest's
+    /// receive ring was full (`qemu_flush_or_purge_queued_packets()`, net/net.c), which nobody counts.
+    pub stopped_by_qemu: bool,
 }
 
 /// The destination's half; travels over the session.
@@ -184,6 +191,10 @@ pub fn reconcile(
     need("S2' (source tap)", source.tap.is_some());
     need("digest of S3", source.digest.is_some());
     need("kernel drops on the source", source.drops.is_some());
+    need(
+        "what QEMU discarded when it stopped the VM by itself",
+        !source.stopped_by_qemu,
+    );
     need("D1 (through the tunnel)", destination.d1.is_some());
     need("D2 (directly)", destination.d2.is_some());
     need("D3 (destination tap hook)", destination.d3.is_some());
@@ -232,15 +243,14 @@ pub fn reconcile(
             _ => Balance::default(),
         },
     );
-    let source_missing = source.tap.map_or(0, TapBalance::missing);
-    let recovered_twice = recovered.from_source_tap.saturating_sub(source_missing);
+    // What we read out of the tap counts as read there, but not by QEMU.
+    let not_read_by_qemu = source.tap.map_or(0, TapBalance::missing)
+        + recovered.from_source_tap
+        + recovered.swallowed
+        + recovered.beyond_recovery;
     check(
         Hop::SourceTap,
-        Balance {
-            lost: source_missing.saturating_sub(recovered.into_destination_tap),
-            duplicated: recovered_twice,
-            altered: false,
-        },
+        Balance::of(not_read_by_qemu, recovered.into_destination_tap),
     );
     check(
         Hop::Tunnel,
@@ -331,6 +341,7 @@ mod tests {
                 tap: Some(TapBalance::default()),
                 encap_failed: Some(0),
                 drops: Some(vec![]),
+                stopped_by_qemu: false,
             },
             DestinationLedger {
                 d1: count(100),
@@ -398,12 +409,26 @@ mod tests {
             ..TapBalance::default()
         });
         assert_eq!(verdict(&s, &d).lost, 12);
+        s.tap = Some(TapBalance::default());
         let recovered = Recovered {
-            from_source_tap: 12,
+            from_source_tap: 11,
+            swallowed: 1,
             into_destination_tap: 12,
-            returned: 0,
+            ..Recovered::default()
         };
         assert_eq!(reconcile(&s, &d, recovered).verdict, Verdict::Proven);
+        let short = Recovered {
+            beyond_recovery: 1,
+            ..recovered
+        };
+        assert_eq!(reconcile(&s, &d, short).lost, 1);
+    }
+
+    #[test]
+    fn a_vm_that_qemu_stopped_by_itself_is_never_proven() {
+        let (mut s, d) = balanced();
+        s.stopped_by_qemu = true;
+        assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
     }
 
     #[test]

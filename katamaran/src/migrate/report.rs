@@ -65,6 +65,8 @@ pub struct Ram {
 /// The moments of the cutover, each in milliseconds after the flip; `null` if it did not come to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cutover {
+    /// When the flip was, in microseconds since the epoch, by the source's clock.
+    pub flip_us: Option<i64>,
     /// Duration of the map write that flips the program, in microseconds.
     pub flip_write_us: Option<f64>,
     /// Map write to the first packet that the kernel redirected, in microseconds, by the kernel's
@@ -126,7 +128,11 @@ impl LedgerReport {
         Self {
             s1: source.s1,
             s2: source.s2,
-            s2_read: read(source.s2, source.tap),
+            s2_read: read(source.s2, source.tap).map(|read| {
+                read.saturating_sub(
+                    recovered.from_source_tap + recovered.swallowed + recovered.beyond_recovery,
+                )
+            }),
             s3: source.s3,
             d1: destination.d1,
             d2: destination.d2,

@@ -12,6 +12,7 @@ use katamaran_tests::run::{
     Baseline, BaselineOptions, DiskLoad, MigrationOptions, MigrationRun, StageOptions, Storage,
     TrafficSpec, run_baseline, run_migration,
 };
+use katamaran_tests::show::{Scene as ShowScene, Screen, SoakOptions, soak};
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
 /// Two nodes, a router and a client in network namespaces, with real QEMU guests.
@@ -70,6 +71,20 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         converge_after: u64,
     },
+    /// Migrate again and again under load, and print a table
+    Soak {
+        /// Migrations per QEMU version
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+        /// QEMU version: 7.2, 10.0 or both
+        #[arg(long, default_value = "both", value_parser = parse_qemus)]
+        qemu: Qemus,
+        /// Follow each run by a plain QEMU migration at a downtime-limit of 20 ms
+        #[arg(long)]
+        interleave_plain: bool,
+        #[command(flatten)]
+        load: Load,
+    },
     /// Remove what killed labs left behind
     Sweep,
 }
@@ -113,6 +128,9 @@ struct Scene {
     /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
     #[arg(long, value_parser = parse_pair)]
     disk_load: Option<(u64, u64)>,
+    /// Make QEMU on A stop V by itself, before katamaran does
+    #[arg(long)]
+    meddle: bool,
     /// How many times
     #[arg(long, default_value_t = 1)]
     runs: u32,
@@ -147,6 +165,7 @@ impl Scene {
                 (None, Some(size)) => Storage::Shared(size),
                 (None, None) => Storage::Diskless,
             },
+            meddle: self.meddle,
             ..StageOptions::default()
         }
     }
@@ -210,9 +229,67 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Command::Soak {
+            runs,
+            qemu,
+            interleave_plain,
+            load,
+        } => {
+            let options = SoakOptions {
+                runs,
+                scene: load.scene(qemu.0[0]),
+                qemus: qemu.0,
+                interleave_plain,
+            };
+            finish(soak(&Screen::default(), &options)?)
+        }
         Command::Sweep => sweep()?
             .iter()
             .try_for_each(|id| print(&format!("swept {id}"))),
+    }
+}
+
+/// A bad result has been printed already.
+fn finish(perfect: bool) -> Result<()> {
+    if !perfect {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// QEMU versions to go through.
+#[derive(Debug, Clone)]
+struct Qemus(Vec<QemuVersion>);
+
+fn parse_qemus(text: &str) -> Result<Qemus> {
+    match text {
+        "both" => Ok(Qemus(vec![QemuVersion::V7_2, QemuVersion::V10_0])),
+        one => Ok(Qemus(vec![one.parse()?])),
+    }
+}
+
+/// The load of the demo and the soak.
+#[derive(Debug, Args)]
+struct Load {
+    /// UDP packets per second
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pps: u32,
+    /// Bytes per second over TCP; 0 for none
+    #[arg(long, default_value_t = 500_000)]
+    tcp: u64,
+    /// Memory that the guest dirties: MB/s over MiB, such as 60:32
+    #[arg(long, value_parser = parse_pair)]
+    dirty: Option<(u64, u64)>,
+}
+
+impl Load {
+    fn scene(&self, qemu: QemuVersion) -> ShowScene {
+        ShowScene {
+            qemu,
+            pps: self.pps,
+            tcp: self.tcp,
+            dirty: self.dirty,
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub struct ClientResult {
     pub tcp_v6: Option<TcpResult>,
     /// V's own writes to its disk.
     pub disk: Option<DiskResult>,
+    /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
+    pub calm_ns: Option<(u64, u64)>,
 }
 
 impl ClientResult {

@@ -76,6 +76,10 @@ pub struct StageOptions {
     pub storage: Storage,
     /// How the QEMU on B starts.
     pub incoming: Start,
+    /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
+    pub meddle: bool,
+    /// For how long the traffic has the machine to itself before the migration, to compare with.
+    pub calm: Duration,
 }
 
 impl Default for StageOptions {
@@ -85,6 +89,8 @@ impl Default for StageOptions {
             traffic: TrafficSpec::default(),
             storage: Storage::Diskless,
             incoming: Start::Incoming,
+            meddle: false,
+            calm: Duration::ZERO,
         }
     }
 }
@@ -114,6 +120,7 @@ pub struct Client {
     udp_v6: Option<UdpTraffic>,
     tcp_v4: Option<TcpTraffic>,
     tcp_v6: Option<TcpTraffic>,
+    calm_ns: Option<(u64, u64)>,
 }
 
 impl Client {
@@ -145,6 +152,7 @@ impl Client {
             tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
             udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
+            calm_ns: None,
         })
     }
 
@@ -153,6 +161,13 @@ impl Client {
         for udp in self.udp_v4.iter().chain(&self.udp_v6) {
             udp.set_marking(on);
         }
+    }
+
+    /// Lets the traffic run for a while with nothing else going on, and notes when that was.
+    pub fn stay_calm(&mut self, calm: Duration) {
+        let began_ns = now_ns();
+        std::thread::sleep(calm);
+        self.calm_ns = (!calm.is_zero()).then(|| (began_ns, now_ns()));
     }
 
     /// Waits until every UDP stream has had `count` more packets back.
@@ -180,6 +195,7 @@ impl Client {
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
             tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
             disk: None,
+            calm_ns: self.calm_ns,
         })
     }
 }
@@ -228,8 +244,9 @@ impl Stage {
         if let Some(load) = options.traffic.disk {
             disk::start(&lab, load)?;
         }
-        let client = Client::start(&lab, &options.traffic)?;
+        let mut client = Client::start(&lab, &options.traffic)?;
         client.wait_for_more(WARM_UP_PACKETS)?;
+        client.stay_calm(options.calm);
         Ok(Self {
             client: Some(client),
             guest_a,
@@ -267,7 +284,17 @@ impl Stage {
             .events_until(Instant::now() + half)
             .unwrap_or_default()
         {
+            let active = event.name == "MIGRATION" && event.data["status"] == "active";
             timeline.note(Node::A, event);
+            if self.options.meddle && active {
+                self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}),
+                ).or_else(|_| self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000}),
+                ))?;
+            }
         }
         for event in self
             .qmp_b

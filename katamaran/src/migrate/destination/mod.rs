@@ -3,6 +3,7 @@
 
 mod delivery;
 mod guest;
+mod neighbours;
 mod session;
 mod stage;
 

@@ -28,6 +28,7 @@ use crate::session_id::SessionId;
 
 use super::delivery::Delivery;
 use super::guest;
+use super::neighbours;
 use super::stage::{self, Stage};
 
 /// Packets given back in one reply.
@@ -216,6 +217,9 @@ impl Session<'_> {
                 Ok(Reply::Listening)
             }
             Request::Block => {
+                if let Some(vm) = &self.vm {
+                    neighbours::introduce(&self.node, vm).await;
+                }
                 if let Some(delivery) = &self.delivery {
                     delivery.block(&self.node).await?;
                 }
