@@ -29,7 +29,7 @@ pub mod encap {
 /// The largest number of addresses a VM may have.
 pub const MAX_ADDRESSES: u32 = 64;
 /// Slots of the copy ring.
-pub const COPY_SLOTS: u32 = 64;
+pub const COPY_SLOTS: u32 = 1024;
 /// The largest part of a frame that is copied.
 pub const COPY_BYTES: usize = 2048;
 /// Distinct (reason, location, device) triples that are told apart.

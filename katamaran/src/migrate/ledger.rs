@@ -82,8 +82,12 @@ impl TapBalance {
 /// Packets recovered by hand around an unforeseen stop or an abort.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovered {
-    /// Read out of the source's tap (or its copy ring) and sent to the destination.
+    /// Read out of the source's tap by us instead of by QEMU.
     pub from_source_tap: u64,
+    /// Swallowed by the stopped QEMU, and found among the program's copies.
+    pub swallowed: u64,
+    /// Swallowed by the stopped QEMU, and found nowhere.
+    pub beyond_recovery: u64,
     /// Put into the destination's tap.
     pub into_destination_tap: u64,
     /// Given back to the source by the destination after an abort.
@@ -232,15 +236,14 @@ pub fn reconcile(
             _ => Balance::default(),
         },
     );
-    let source_missing = source.tap.map_or(0, TapBalance::missing);
-    let recovered_twice = recovered.from_source_tap.saturating_sub(source_missing);
+    // What we read out of the tap counts as read there, but not by QEMU.
+    let not_read_by_qemu = source.tap.map_or(0, TapBalance::missing)
+        + recovered.from_source_tap
+        + recovered.swallowed
+        + recovered.beyond_recovery;
     check(
         Hop::SourceTap,
-        Balance {
-            lost: source_missing.saturating_sub(recovered.into_destination_tap),
-            duplicated: recovered_twice,
-            altered: false,
-        },
+        Balance::of(not_read_by_qemu, recovered.into_destination_tap),
     );
     check(
         Hop::Tunnel,
@@ -398,12 +401,19 @@ mod tests {
             ..TapBalance::default()
         });
         assert_eq!(verdict(&s, &d).lost, 12);
+        s.tap = Some(TapBalance::default());
         let recovered = Recovered {
-            from_source_tap: 12,
+            from_source_tap: 11,
+            swallowed: 1,
             into_destination_tap: 12,
-            returned: 0,
+            ..Recovered::default()
         };
         assert_eq!(reconcile(&s, &d, recovered).verdict, Verdict::Proven);
+        let short = Recovered {
+            beyond_recovery: 1,
+            ..recovered
+        };
+        assert_eq!(reconcile(&s, &d, short).lost, 1);
     }
 
     #[test]

@@ -128,7 +128,11 @@ impl LedgerReport {
         Self {
             s1: source.s1,
             s2: source.s2,
-            s2_read: read(source.s2, source.tap),
+            s2_read: read(source.s2, source.tap).map(|read| {
+                read.saturating_sub(
+                    recovered.from_source_tap + recovered.swallowed + recovered.beyond_recovery,
+                )
+            }),
             s3: source.s3,
             d1: destination.d1,
             d2: destination.d2,

@@ -128,6 +128,9 @@ struct Scene {
     /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
     #[arg(long, value_parser = parse_pair)]
     disk_load: Option<(u64, u64)>,
+    /// Make QEMU on A stop V by itself, before katamaran does
+    #[arg(long)]
+    meddle: bool,
     /// How many times
     #[arg(long, default_value_t = 1)]
     runs: u32,
@@ -162,6 +165,7 @@ impl Scene {
                 (None, Some(size)) => Storage::Shared(size),
                 (None, None) => Storage::Diskless,
             },
+            meddle: self.meddle,
             ..StageOptions::default()
         }
     }

@@ -78,6 +78,8 @@ pub struct StageOptions {
     pub incoming: Start,
     /// For how long the traffic has the machine to itself before the migration, to compare with.
     pub calm: Duration,
+    /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
+    pub meddle: bool,
 }
 
 impl Default for StageOptions {
@@ -88,6 +90,7 @@ impl Default for StageOptions {
             storage: Storage::Diskless,
             incoming: Start::Incoming,
             calm: Duration::ZERO,
+            meddle: false,
         }
     }
 }
@@ -274,7 +277,17 @@ impl Stage {
             .events_until(Instant::now() + half)
             .unwrap_or_default()
         {
+            let active = event.name == "MIGRATION" && event.data["status"] == "active";
             timeline.note(Node::A, event);
+            if self.options.meddle && active {
+                self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}),
+                ).or_else(|_| self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000}),
+                ))?;
+            }
         }
         for event in self
             .qmp_b

@@ -14,6 +14,7 @@ use crate::migrate::tap_watch::TapWatch;
 use crate::net::names::Role as LinkRole;
 use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
+use crate::qmp::Event;
 
 use super::Run;
 use super::hooks::Hooks;
@@ -29,6 +30,8 @@ pub(crate) struct Armed {
     pub(crate) watch: Arc<Mutex<TapWatch>>,
     /// We have told QEMU to stop the VM.
     pub(crate) stopped: Arc<AtomicBool>,
+    /// QEMU has stopped the VM by itself.
+    pub(crate) early_stop: Option<Event>,
 }
 
 pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
@@ -72,6 +75,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         hooks,
         watch,
         stopped: Arc::new(AtomicBool::new(false)),
+        early_stop: None,
     })
 }
 

@@ -26,13 +26,15 @@ use super::peer::Peer;
 
 /// More than any ring holds that we lengthen.
 const FRAMES_MAX: usize = 200_000;
+/// How long the ring may keep filling while it is emptied, before the flip comes all the same.
+const EMPTY_BUDGET: Duration = Duration::from_secs(2);
 /// How long a packet takes, at most, from the hook into the tap's ring.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// QEMU stopped the VM by itself while packets were still passed to it. They sit in the tap's
-/// ring, older than anything that is redirected from now on, so they go first; then the flip, then
-/// what slipped in between. The first packet after the stop is not in the ring: a stopped QEMU reads
-/// one and keeps it. It is found in the program's copies.
+/// ring, older than anything that is redirected from now on, so they are delivered first, round after
+/// round, until the ring is empty; only then the flip. The first packet after the stop is not in the
+/// ring: a stopped QEMU reads one and keeps it. It is found in the program's copies.
 pub(crate) async fn after_early_stop(
     armed: &Armed,
     run: &mut Run,
@@ -47,34 +49,52 @@ pub(crate) async fn after_early_stop(
             drained: None,
         });
     };
+    // What is copied from now on would only push the one that matters out.
+    hooks
+        .with(|d| d.set_copy_ring(false))
+        .transpose()
+        .doing("keep the copies")?;
     let queues = duplicate_tap(armed)?;
     let first = read_ring(&queues)?;
     let swallowed = swallowed_frame(hooks, &first, stop);
-    let mut older: Vec<WireFrame> = swallowed.into_iter().collect();
-    older.extend(first.iter().map(wire_frame));
-    let mut sent = inject_at_destination(&armed.prepared.peer, older).await?;
+    run.recovered.swallowed = u64::from(swallowed.is_some());
+    if swallowed.is_none() && !first.is_empty() {
+        // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
+        run.recovered.beyond_recovery = 1;
+    }
+    let mut recovery = Recovery {
+        peer: &armed.prepared.peer,
+        run,
+    };
+    recovery.deliver(swallowed.into_iter().collect()).await?;
+    recovery.deliver_from_ring(&first).await?;
+    let end = Instant::now() + EMPTY_BUDGET;
+    loop {
+        let more = read_ring(&queues)?;
+        if more.is_empty() || Instant::now() >= end {
+            recovery.deliver_from_ring(&more).await?;
+            break;
+        }
+        recovery.deliver_from_ring(&more).await?;
+    }
 
     let flip_us = now_us();
     let flip = Instant::now();
     let time = hooks.flip().doing("flip to REDIRECT")?;
-    run.report.cutover.flip_us = Some(flip_us);
-    run.report.cutover.flip_write_us = Some(write_us(time));
+    recovery.run.report.cutover.flip_us = Some(flip_us);
+    recovery.run.report.cutover.flip_write_us = Some(write_us(time));
     settle(armed, hooks).await;
     let between = read_ring(&queues)?;
-    sent += inject_at_destination(
-        &armed.prepared.peer,
-        between.iter().map(wire_frame).collect(),
-    )
-    .await?;
+    recovery.deliver_from_ring(&between).await?;
 
-    lock(&armed.watch).observe(hooks);
-    run.recovered.from_source_tap = sent;
-    run.recovered.into_destination_tap = sent;
     run.report.cutover.drained_ms = Some(ms_since(flip));
     run.report.cutover.stopped_ms = Some(0.0);
     run.report.warnings.push(format!(
-        "QEMU stopped the VM before the redirect was in place; {sent} packets were recovered from its tap"
+        "QEMU stopped the VM before the redirect was in place; {} packets were recovered from its tap{}",
+        run.recovered.into_destination_tap,
+        if run.recovered.beyond_recovery > 0 { ", one that QEMU had swallowed was not" } else { "" },
     ));
+    lock(&armed.watch).observe(hooks);
     let passed = hooks
         .counters()
         .doing("read the source's counters")?
@@ -88,6 +108,24 @@ pub(crate) async fn after_early_stop(
         stopped_us: stop.timestamp_us,
         drained: balance.map(|b| (passed, b)),
     })
+}
+
+/// Delivers what was recovered, and keeps count of it.
+struct Recovery<'a> {
+    peer: &'a Peer,
+    run: &'a mut Run,
+}
+
+impl Recovery<'_> {
+    async fn deliver_from_ring(&mut self, frames: &[TapFrame]) -> Result<(), MigrateError> {
+        self.run.recovered.from_source_tap += frames.len() as u64;
+        self.deliver(frames.iter().map(wire_frame).collect()).await
+    }
+
+    async fn deliver(&mut self, frames: Vec<WireFrame>) -> Result<(), MigrateError> {
+        self.run.recovered.into_destination_tap += inject_at_destination(self.peer, frames).await?;
+        Ok(())
+    }
 }
 
 fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
