@@ -105,6 +105,9 @@ pub struct SourceLedger {
     /// Packets that could not be encapsulated and were passed to the stopped VM instead.
     pub encap_failed: Option<u64>,
     pub drops: Option<Vec<DropRecord>>,
+    /// QEMU stopped the VM by itself. It may then discard a packet that it had read while the guest's
+    /// receive ring was full (`qemu_flush_or_purge_queued_packets()`, net/net.c), which nobody counts.
+    pub stopped_by_qemu: bool,
 }
 
 /// The destination's half; travels over the session.
@@ -188,6 +191,10 @@ pub fn reconcile(
     need("S2' (source tap)", source.tap.is_some());
     need("digest of S3", source.digest.is_some());
     need("kernel drops on the source", source.drops.is_some());
+    need(
+        "what QEMU discarded when it stopped the VM by itself",
+        !source.stopped_by_qemu,
+    );
     need("D1 (through the tunnel)", destination.d1.is_some());
     need("D2 (directly)", destination.d2.is_some());
     need("D3 (destination tap hook)", destination.d3.is_some());
@@ -334,6 +341,7 @@ mod tests {
                 tap: Some(TapBalance::default()),
                 encap_failed: Some(0),
                 drops: Some(vec![]),
+                stopped_by_qemu: false,
             },
             DestinationLedger {
                 d1: count(100),
@@ -414,6 +422,13 @@ mod tests {
             ..recovered
         };
         assert_eq!(reconcile(&s, &d, short).lost, 1);
+    }
+
+    #[test]
+    fn a_vm_that_qemu_stopped_by_itself_is_never_proven() {
+        let (mut s, d) = balanced();
+        s.stopped_by_qemu = true;
+        assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
     }
 
     #[test]

@@ -19,15 +19,12 @@ pub(super) fn files() -> Vec<String> {
     lines
 }
 
-/// What one migration still has pinned; `session` is its id as in the reports.
+/// What one migration still has pinned or keeps as files; `session` is its id as in the reports.
 #[must_use]
-pub fn session_pins(session: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let dir = Path::new(OWN_DIRS[0]).join(session);
-    if dir.exists() {
-        lines.push(format!("+ file {}", dir.display()));
-        walk(&dir, &mut lines);
-    }
+pub fn session_files(session: &str) -> Vec<String> {
+    let mut lines = files();
+    lines.retain(|line| line.contains(session));
+    lines.iter_mut().for_each(|line| line.insert_str(0, "+ "));
     lines
 }
 

@@ -19,14 +19,14 @@ use crate::lab::Netns;
 /// Between two looks at what the kernel may still be freeing.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-pub use self::global::session_pins;
+pub use self::global::session_files;
 
 /// What a snapshot covers beside namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Also BPF objects, pins and files of the whole machine, and children of this program.
     Machine,
-    /// Nothing: for tests that share the machine. See [`session_pins`] for what is left of BPF then.
+    /// Nothing: for tests that share the machine. See [`session_files`] for what is left of BPF then.
     NamespacesOnly,
 }
 

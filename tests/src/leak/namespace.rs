@@ -69,15 +69,15 @@ fn links_and_addresses(link: &Value, lines: &mut Vec<String>) {
         .as_array()
         .is_some_and(|flags| flags.contains(&"UP".into()));
     lines.push(format!(
-        "link {name} index {} kind {} up {up} mtu {} txqlen {} address {} master {} promiscuity {}",
+        "link {name} index {} kind {} up {up} mtu {} address {} master {} promiscuity {}",
         link["ifindex"],
         text(&link["linkinfo"]["info_kind"]),
         link["mtu"],
-        link["txqlen"],
         text(&link["address"]),
         text(&link["master"]),
         link["promiscuity"],
     ));
+    lines.push(format!("txqueuelen {name} {}", link["txqlen"]));
     for address in list(&link["addr_info"]) {
         lines.push(format!(
             "address {name} {}/{}",

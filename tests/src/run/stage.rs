@@ -76,10 +76,10 @@ pub struct StageOptions {
     pub storage: Storage,
     /// How the QEMU on B starts.
     pub incoming: Start,
-    /// For how long the traffic has the machine to itself before the migration, to compare with.
-    pub calm: Duration,
     /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
     pub meddle: bool,
+    /// For how long the traffic has the machine to itself before the migration, to compare with.
+    pub calm: Duration,
 }
 
 impl Default for StageOptions {
@@ -89,8 +89,8 @@ impl Default for StageOptions {
             traffic: TrafficSpec::default(),
             storage: Storage::Diskless,
             incoming: Start::Incoming,
-            calm: Duration::ZERO,
             meddle: false,
+            calm: Duration::ZERO,
         }
     }
 }
@@ -154,6 +154,13 @@ impl Client {
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
             calm_ns: None,
         })
+    }
+
+    /// Has UDP packets marked from now on, or no more.
+    pub fn set_marking(&self, on: bool) {
+        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+            udp.set_marking(on);
+        }
     }
 
     /// Lets the traffic run for a while with nothing else going on, and notes when that was.

@@ -26,6 +26,10 @@ use super::recover;
 
 /// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
 const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+/// A drain that takes longer than this means that the guest was behind.
+const BEHIND: Duration = Duration::from_millis(2);
+/// The longest that such a guest is given after its tap was empty.
+const GRACE: Duration = Duration::from_millis(50);
 /// Between two readings of the drained tap that must agree.
 const DRAIN_CONFIRM: Duration = Duration::from_micros(200);
 
@@ -130,30 +134,40 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
 /// Waits until QEMU has read every packet that was passed to the tap before the flip.
 async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
     let hooks = armed.hooks.as_ref()?;
-    let end = Instant::now() + DRAIN_BUDGET;
-    let mut confirmed = false;
+    let began = Instant::now();
+    let mut drained_since: Option<Instant> = None;
     loop {
         observe_tap(armed);
         let (drained, balance) = {
             let watch = lock(&armed.watch);
             (watch.is_drained(), watch.balance())
         };
-        if (drained && confirmed) || Instant::now() >= end {
+        let since = drained.then(|| *drained_since.get_or_insert_with(Instant::now));
+        if !drained {
+            drained_since = None;
+        }
+        let confirmed = since.is_some_and(|since| {
+            let took = since.duration_since(began);
+            // A guest that was behind may have filled its receive ring: QEMU then holds one packet that
+            // it has read already, and a stop would discard it. It is given as long again to take it.
+            let confirm = if took > BEHIND {
+                took.min(GRACE)
+            } else {
+                DRAIN_CONFIRM
+            };
+            since.elapsed() >= confirm
+        });
+        if confirmed || began.elapsed() >= DRAIN_BUDGET {
             if !drained {
                 tracing::warn!(balance = ?balance, "the guest did not read its tap in time; going on");
             }
             let passed = hooks.counters().ok()?.s2.packets;
             return Some((passed, balance?));
         }
-        confirmed = drained;
-        // Finer than the runtime's timer, and QEMU needs the processor: yield, don't sleep.
-        let pause = Instant::now()
-            + if drained {
-                DRAIN_CONFIRM
-            } else {
-                Duration::from_micros(50)
-            };
-        while Instant::now() < pause {
+        if began.elapsed() > BEHIND {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        } else {
+            // Finer than the runtime's timer: yield, don't sleep.
             tokio::task::yield_now().await;
         }
     }

@@ -158,7 +158,8 @@ impl Committed {
     }
 
     async fn reconcile(&self, run: &mut Run) {
-        let source = self.source_ledger();
+        let mut source = self.source_ledger();
+        source.stopped_by_qemu = run.report.cutover.qemu_stopped_first;
         let request = Request::Reconcile {
             redirected: source.s3.map(|c| c.packets),
         };
@@ -219,6 +220,7 @@ impl Committed {
             tap: self.tap_balance(counters.s2.packets),
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
+            stopped_by_qemu: false,
         }
     }
 
