@@ -69,7 +69,7 @@ fn static_checks(root: &Path, steps: &mut Steps) {
         "documentation",
         cargo(root)
             .args(["doc", "--no-deps", "--document-private-items"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
     );
 }
 
