@@ -12,7 +12,7 @@ use katamaran_tests::run::{
     Baseline, BaselineOptions, DiskLoad, MigrationOptions, MigrationRun, StageOptions, Storage,
     TrafficSpec, run_baseline, run_migration,
 };
-use katamaran_tests::show::{Scene as ShowScene, Screen, SoakOptions, soak};
+use katamaran_tests::show::{Scene as ShowScene, Screen, SoakOptions, demo, soak};
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
 /// Two nodes, a router and a client in network namespaces, with real QEMU guests.
@@ -70,6 +70,17 @@ enum Command {
         /// Milliseconds from V's RESUME until the fabric's route is moved
         #[arg(long, default_value_t = 0)]
         converge_after: u64,
+    },
+    /// Show one migration step by step: what katamaran does, and what a client notices
+    Demo {
+        /// QEMU version: 7.2 or 10.0
+        #[arg(long, default_value = "10.0")]
+        qemu: QemuVersion,
+        /// Also move the same VM in simpler ways, and show all of them in one table
+        #[arg(long)]
+        compare: bool,
+        #[command(flatten)]
+        load: Load,
     },
     /// Migrate again and again under load, and print a table
     Soak {
@@ -229,6 +240,11 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Command::Demo {
+            qemu,
+            compare,
+            load,
+        } => finish(demo(&Screen::default(), &load.scene(qemu), compare)?),
         Command::Soak {
             runs,
             qemu,

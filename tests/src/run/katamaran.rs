@@ -43,6 +43,16 @@ impl Role {
     }
 }
 
+/// Where the standard error of a katamaran goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stderr {
+    /// To a file, for [`KatamaranProcess::stderr`].
+    #[default]
+    Kept,
+    /// Where our own goes: on a terminal, katamaran shows its progress there.
+    Ours,
+}
+
 /// A katamaran at work on one node. Told to end (SIGTERM) on drop, and killed if it does not.
 #[derive(Debug)]
 pub struct KatamaranProcess {
@@ -59,6 +69,20 @@ impl KatamaranProcess {
     ///
     /// When the program is not there.
     pub fn start<A: AsRef<OsStr>>(stage: &Stage, role: Role, args: &[A]) -> Result<Self> {
+        Self::start_with(stage, role, args, Stderr::Kept)
+    }
+
+    /// The same, with a choice of where standard error goes.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not there.
+    pub fn start_with<A: AsRef<OsStr>>(
+        stage: &Stage,
+        role: Role,
+        args: &[A],
+        stderr_to: Stderr,
+    ) -> Result<Self> {
         let file = |suffix: &str| {
             stage
                 .lab
@@ -92,7 +116,10 @@ impl KatamaranProcess {
         command
             .stdin(Stdio::null())
             .stdout(create(&stdout)?)
-            .stderr(create(&stderr)?);
+            .stderr(match stderr_to {
+                Stderr::Kept => create(&stderr)?.into(),
+                Stderr::Ours => Stdio::inherit(),
+            });
         let name = format!("katamaran {}", role.name());
         let process = Process::spawn(&name, command, Some(netns))?;
         process.end_politely();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
-use super::katamaran::{KatamaranProcess, Role};
+use super::katamaran::{KatamaranProcess, Role, Stderr};
 use super::result::{MigrationRun, SideResult};
 use super::stage::{Stage, StageOptions, Timeline};
 use crate::lab::TAP;
@@ -33,6 +33,8 @@ pub struct MigrationOptions {
     pub source_args: Vec<String>,
     /// More flags for the destination.
     pub dest_args: Vec<String>,
+    /// Where the source's standard error goes.
+    pub source_stderr: Stderr,
 }
 
 impl Default for MigrationOptions {
@@ -44,6 +46,7 @@ impl Default for MigrationOptions {
             leaks: Some(Scope::NamespacesOnly),
             source_args: Vec::new(),
             dest_args: Vec::new(),
+            source_stderr: Stderr::Kept,
         }
     }
 }
@@ -93,7 +96,12 @@ impl<'a> Migration<'a> {
         let started = Instant::now();
         let mut dest = KatamaranProcess::start(stage, Role::Dest, &options.dest_args)?;
         dest.wait_until_listening(stage, port(&options.dest_args))?;
-        let source = KatamaranProcess::start(stage, Role::Source, &options.source_args)?;
+        let source = KatamaranProcess::start_with(
+            stage,
+            Role::Source,
+            &options.source_args,
+            options.source_stderr,
+        )?;
         Ok(Self {
             stage,
             source,
@@ -195,14 +203,13 @@ impl<'a> Migration<'a> {
         let session = session
             .filter_map(|report| report["session"].as_str())
             .next();
-        let mut leaks = match &self.before {
-            Some((scope, before)) => leaks(self.stage, before, *scope, session)?,
+        let b = self.stage.lab.network().b.name();
+        let runs_on_b = self.timeline.resume_ns.is_some();
+        let is_leak = |line: &str| !(runs_on_b && is_kept(line, b));
+        let leaks = match &self.before {
+            Some((scope, before)) => leaks(self.stage, before, *scope, session, is_leak)?,
             None => Vec::new(),
         };
-        if self.timeline.resume_ns.is_some() {
-            let b = self.stage.lab.network().b.name().to_owned();
-            leaks.retain(|line| !is_kept(line, &b));
-        }
         let ended = Ended {
             source,
             dest,
@@ -222,6 +229,15 @@ impl<'a> Migration<'a> {
 pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
     let mut stage = Stage::set(options.stage.clone())?;
     let (ended, timeline) = Migration::begin(&mut stage, &options)?.end()?;
+    settle(&mut stage, ended, &timeline)
+}
+
+/// Stops the traffic and puts everything together.
+///
+/// # Errors
+///
+/// When a socket failed on the way.
+pub fn settle(stage: &mut Stage, ended: Ended, timeline: &Timeline) -> Result<MigrationRun> {
     let (client, silence) = stage.finish_traffic()?;
     Ok(MigrationRun {
         kind: "katamaran".to_owned(),
@@ -249,13 +265,14 @@ fn leaks(
     before: &Snapshot,
     scope: Scope,
     session: Option<&str>,
+    is_leak: impl Fn(&str) -> bool,
 ) -> Result<Vec<String>> {
     let deadline = Instant::now() + LEAK_DEADLINE;
     loop {
         let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);
         diff.extend(session.map(session_files).unwrap_or_default());
         // V's QEMU on A may end with the migration.
-        diff.retain(|line| !line.starts_with("- process"));
+        diff.retain(|line| !line.starts_with("- process") && is_leak(line));
         if diff.is_empty() || Instant::now() >= deadline {
             return Ok(diff);
         }

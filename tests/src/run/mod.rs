@@ -11,7 +11,7 @@ mod stage;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::disk::{DiskLoad, DiskResult};
-pub use self::katamaran::{KatamaranProcess, Role, katamaran_binary};
-pub use self::migration::{Ended, Migration, MigrationOptions, run_migration};
+pub use self::katamaran::{KatamaranProcess, Role, Stderr, katamaran_binary};
+pub use self::migration::{Ended, Migration, MigrationOptions, run_migration, settle};
 pub use self::result::{ClientResult, MigrationRun, SideResult};
 pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};

@@ -40,6 +40,19 @@ pub struct TrafficSpec {
     pub disk: Option<DiskLoad>,
 }
 
+impl TrafficSpec {
+    /// In few words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let udp = self.pps_v4 + self.pps_v6;
+        let tcp: u64 = self.tcp_v4.iter().chain(&self.tcp_v6).sum();
+        format!(
+            "gets {udp} UDP packets/s and {:.1} MB/s of TCP echoed",
+            tcp as f64 / 1e6
+        )
+    }
+}
+
 impl Default for TrafficSpec {
     fn default() -> Self {
         Self {
@@ -228,7 +241,20 @@ impl Stage {
     ///
     /// When any of these does not come up in time.
     pub fn set(options: StageOptions) -> Result<Self> {
+        Self::set_and_tell(options, |_, _| Ok(()))
+    }
+
+    /// The same, and tells of each step: about whom, and what.
+    ///
+    /// # Errors
+    ///
+    /// Also when nobody can be told.
+    pub fn set_and_tell(
+        options: StageOptions,
+        mut tell: impl FnMut(&str, &str) -> Result<()>,
+    ) -> Result<Self> {
         let lab = Lab::new(options.lab.clone())?;
+        tell("lab", "client, router, node A and node B are connected")?;
         let drives = make_drives(lab.dir(), options.storage)?;
         let drive = |at: usize| {
             drives
@@ -238,14 +264,17 @@ impl Stage {
         };
         let guest_a = lab.start_guest(Node::A, Start::Boot, &drive(0))?;
         let guest_b = lab.start_guest(Node::B, options.incoming, &drive(1))?;
+        tell("VM", "boots on A; an empty QEMU waits for it on B")?;
         lab.wait_for_echo(Instant::now() + BOOT_DEADLINE)
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
         if let Some(load) = options.traffic.disk {
             disk::start(&lab, load)?;
         }
+        tell("VM", "is up")?;
         let mut client = Client::start(&lab, &options.traffic)?;
         client.wait_for_more(WARM_UP_PACKETS)?;
+        tell("client", &options.traffic.describe())?;
         client.stay_calm(options.calm);
         Ok(Self {
             client: Some(client),

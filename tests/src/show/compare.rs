@@ -13,7 +13,7 @@ use crate::run::{Baseline, MigrationRun};
 /// # Errors
 ///
 /// When a run could not be made. What comes out of it, however bad, is a result.
-pub fn compare(screen: &Screen, scene: &Scene, katamaran: &MigrationRun) -> Result<()> {
+pub(super) fn compare(screen: &Screen, scene: &Scene, katamaran: &MigrationRun) -> Result<()> {
     screen.print("")?;
     screen.step(
         "compare",

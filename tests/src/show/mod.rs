@@ -12,14 +12,16 @@
 
 mod compare;
 mod cutover;
+mod demo;
 mod figures;
+mod live;
 mod scene;
 mod screen;
 mod soak;
 mod spread;
 mod table;
 
-pub use self::compare::compare;
+pub use self::demo::demo;
 pub use self::scene::Scene;
 pub use self::screen::Screen;
 pub use self::soak::{SoakOptions, soak};

@@ -12,7 +12,7 @@ use super::spread::Spread;
 use super::table::Table;
 use crate::lab::QemuVersion;
 use crate::run::{Baseline, MigrationRun};
-use crate::traffic::now_ns;
+use crate::traffic::{UdpResult, now_ns};
 
 /// A median of client gaps this many times that of plain QEMU is still as good.
 const GOOD_RATIO: f64 = 1.2;
@@ -78,10 +78,9 @@ impl Outcome {
 ///
 /// When a run could not be made, or the evidence of a bad one can't be kept.
 pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
-    let plain_too = if options.interleave_plain {
-        ", each followed by one of plain QEMU"
-    } else {
-        ""
+    let plain_too = match options.interleave_plain {
+        true => ",\neach followed by a plain QEMU migration",
+        false => "",
     };
     screen.print(&format!(
         "{} migrations per QEMU version, {} UDP packets/s and {:.1} MB/s of TCP{plain_too}\n",
@@ -89,6 +88,10 @@ pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
         options.scene.pps,
         options.scene.tcp as f64 / 1e6,
     ))?;
+    screen.print(&line([
+        "run", "QEMU", "verdict", "lost", "dup", "reord", "TCP", "downtime", "blackout", "gap",
+        "calm",
+    ]))?;
     let mut outcomes = Vec::new();
     for run in 1..=options.runs {
         for qemu in &options.qemus {
@@ -110,23 +113,25 @@ fn one(screen: &Screen, options: &SoakOptions, number: u32, qemu: QemuVersion) -
         qemu,
         ..options.scene
     };
-    let name = format!("{number:>3} qemu {qemu:<4}");
     let run = scene
         .by_katamaran()
         .with_context(|| format!("run {number}, QEMU {qemu}"))?;
     let faults = faults(&run);
     let mut outcome = Outcome::of(qemu, &run, faults.is_empty());
-    screen.print(&format!(
-        "{name} {:<9} lost {} dup {} reord {}  downtime {}  blackout {}  gap {} ({})",
+    let (number_text, version) = (number.to_string(), qemu.to_string());
+    screen.print(&line([
+        &number_text,
+        &version,
         verdict(report(&run).as_ref()),
-        outcome.lost,
-        outcome.duplicated,
-        outcome.reordered,
-        ms(outcome.downtime_ms),
-        ms(outcome.blackout_ms),
-        ms(outcome.gap_ms),
-        ms(outcome.calm_ms),
-    ))?;
+        &outcome.lost.to_string(),
+        &outcome.duplicated.to_string(),
+        &outcome.reordered.to_string(),
+        if outcome.tcp_intact { "ok" } else { "BAD" },
+        &ms(outcome.downtime_ms),
+        &ms(outcome.blackout_ms),
+        &ms(outcome.gap_ms),
+        &ms(outcome.calm_ms),
+    ]))?;
     if !faults.is_empty() {
         for fault in &faults {
             screen.print(&format!("      {fault}"))?;
@@ -141,17 +146,47 @@ fn one(screen: &Screen, options: &SoakOptions, number: u32, qemu: QemuVersion) -
             .by_plain_means(Baseline::Plain)
             .with_context(|| format!("plain run {number}, QEMU {qemu}"))?;
         let gaps = gaps(&plain);
-        let (lost, gap) = (plain.client.lost(), gaps.map(|gaps| gaps.cutover.ms()));
-        screen.print(&format!(
-            "{:12} plain     lost {lost}  downtime {}  gap {} ({})",
+        let gap = gaps.map(|gaps| gaps.cutover.ms());
+        let count = |count: fn(&UdpResult) -> u64| udp(&plain).map_or(0, count).to_string();
+        screen.print(&line([
             "",
-            ms(plain.downtime_ms),
-            ms(gap),
-            ms(gaps.and_then(|gaps| gaps.calm_ms)),
-        ))?;
-        outcome.plain = Some((lost, gap, plain.downtime_ms));
+            "",
+            "plain",
+            &count(|udp| udp.lost),
+            &count(|udp| udp.duplicated),
+            &count(|udp| udp.reordered),
+            if plain.client.tcp().all(|tcp| tcp.intact) {
+                "ok"
+            } else {
+                "BAD"
+            },
+            &ms(plain.downtime_ms),
+            "",
+            &ms(gap),
+            &ms(gaps.and_then(|gaps| gaps.calm_ms)),
+        ]))?;
+        outcome.plain = Some((plain.client.lost(), gap, plain.downtime_ms));
     }
     Ok(outcome)
+}
+
+/// One line of the table that grows while it runs.
+fn line(cells: [&str; 11]) -> String {
+    let [
+        run,
+        qemu,
+        verdict,
+        counts @ ..,
+        downtime,
+        blackout,
+        gap,
+        calm,
+    ] = cells;
+    let [lost, duplicated, reordered, tcp] = counts;
+    format!(
+        "{run:>4} {qemu:<4} {verdict:<9}{lost:>5}{duplicated:>4}{reordered:>6}{tcp:>5}\
+         {downtime:>10}{blackout:>10}{gap:>8}{calm:>8}"
+    )
 }
 
 /// Keeps what both sides said and reported of a run that was not perfect.
@@ -192,12 +227,15 @@ fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
         "TCP intact",
         "leaks",
     ]);
-    let mut spreads = Table::new(&["min / median / max", "QEMU", "min", "median", "max"]);
-    let mut ratios = String::new();
+    let mut notes = String::new();
     for qemu in &options.qemus {
-        let of: Vec<&Outcome> = outcomes.iter().filter(|o| o.qemu == *qemu).collect();
-        let sum =
-            |figure: fn(&Outcome) -> u64| of.iter().map(|o| figure(o)).sum::<u64>().to_string();
+        let of = of(outcomes, *qemu);
+        let sum = |figure: fn(&Outcome) -> u64| {
+            of.iter()
+                .map(|outcome| figure(outcome))
+                .sum::<u64>()
+                .to_string()
+        };
         counts.row(vec![
             qemu.to_string(),
             of.len().to_string(),
@@ -208,42 +246,76 @@ fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
             sum(|o| o.tcp_intact.into()),
             sum(|o| o.leaks as u64),
         ]);
-        let spread = |figure: &dyn Fn(&Outcome) -> Option<f64>| {
-            Spread::of(of.iter().filter_map(|o| figure(o)))
-        };
-        let gap = spread(&|o| o.gap_ms);
-        let plain_gap = spread(&|o| o.plain?.1);
-        for (name, spread) in [
-            ("downtime, ms", spread(&|o| o.downtime_ms)),
-            ("blackout, ms", spread(&|o| o.blackout_ms)),
-            ("client gap, ms", gap),
-            ("calm gap, ms", spread(&|o| o.calm_ms)),
-            ("first redirect, us", spread(&|o| o.first_redirect_us)),
-            ("plain: downtime, ms", spread(&|o| o.plain?.2)),
-            ("plain: client gap, ms", plain_gap),
-        ] {
-            let Some(spread) = spread else { continue };
-            spreads.row(vec![
-                name.to_owned(),
-                qemu.to_string(),
-                format!("{:.1}", spread.min),
-                format!("{:.1}", spread.median),
-                format!("{:.1}", spread.max),
+        notes.extend(against_plain(*qemu, &of));
+    }
+    format!(
+        "{}\n\n{}{notes}",
+        counts.render(),
+        spreads(options, outcomes).render()
+    )
+}
+
+fn of(outcomes: &[Outcome], qemu: QemuVersion) -> Vec<&Outcome> {
+    outcomes
+        .iter()
+        .filter(|outcome| outcome.qemu == qemu)
+        .collect()
+}
+
+/// Minimum, median and maximum of everything that was measured.
+fn spreads(options: &SoakOptions, outcomes: &[Outcome]) -> Table {
+    type Figure = fn(&Outcome) -> Option<f64>;
+    let figures: [(&str, Figure); 7] = [
+        ("downtime, ms", |o| o.downtime_ms),
+        ("blackout, ms", |o| o.blackout_ms),
+        ("client gap, ms", |o| o.gap_ms),
+        ("calm gap, ms", |o| o.calm_ms),
+        ("first redirect, us", |o| o.first_redirect_us),
+        ("plain QEMU: downtime, ms", |o| o.plain?.2),
+        ("plain QEMU: client gap, ms", |o| o.plain?.1),
+    ];
+    let mut heading = vec![String::new()];
+    for qemu in &options.qemus {
+        heading.extend([
+            format!("{qemu}: min"),
+            "median".to_owned(),
+            "max".to_owned(),
+        ]);
+    }
+    let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
+    let mut table = Table::new(&heading);
+    for (name, figure) in figures {
+        let mut row = vec![name.to_owned()];
+        let mut known = false;
+        for qemu in &options.qemus {
+            let spread = Spread::of(of(outcomes, *qemu).into_iter().filter_map(figure));
+            known |= spread.is_some();
+            row.extend([
+                ms(spread.map(|spread| spread.min)),
+                ms(spread.map(|spread| spread.median)),
+                ms(spread.map(|spread| spread.max)),
             ]);
         }
-        if let (Some(gap), Some(plain)) = (gap, plain_gap) {
-            let lost: u64 = of.iter().filter_map(|o| Some(o.plain?.0)).sum();
-            let ratio = gap.median / plain.median;
-            let judgement = if ratio <= GOOD_RATIO {
-                "within"
-            } else {
-                "ABOVE"
-            };
-            ratios.push_str(&format!(
-                "\n\n  QEMU {qemu}: median client gap {ratio:.2} times that of plain QEMU, {judgement} {GOOD_RATIO}; \
-                 plain QEMU lost {lost}",
-            ));
+        if known {
+            table.row(row);
         }
     }
-    format!("{}\n\n{}{ratios}", counts.render(), spreads.render())
+    table
+}
+
+/// How the client's gap compares with that of plain QEMU migrations in between.
+fn against_plain(qemu: QemuVersion, of: &[&Outcome]) -> Option<String> {
+    let own = Spread::of(of.iter().filter_map(|outcome| outcome.gap_ms))?;
+    let plain = Spread::of(of.iter().filter_map(|outcome| outcome.plain?.1))?;
+    let lost: u64 = of.iter().filter_map(|outcome| Some(outcome.plain?.0)).sum();
+    let ratio = own.median / plain.median;
+    let judgement = if ratio <= GOOD_RATIO {
+        "within"
+    } else {
+        "ABOVE"
+    };
+    Some(format!(
+        "\n\n  QEMU {qemu}: median gap {ratio:.2} times plain QEMU's ({judgement} {GOOD_RATIO}); \
+         plain QEMU lost {lost}"
+    ))
 }
