@@ -4,5 +4,8 @@
 //! want the whole machine.
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
+mod ledger;
 mod perfect;
+mod rules;
 mod support;
+mod tcx;
