@@ -16,32 +16,32 @@ pub enum MigrateError {
     #[error("QEMU: {doing}")]
     Qmp {
         doing: &'static str,
-        source: QmpError,
+        source: Box<QmpError>,
     },
     #[error("network: {doing}")]
     Net {
         doing: &'static str,
-        source: NetError,
+        source: Box<NetError>,
     },
     #[error("data path: {doing}")]
     Ebpf {
         doing: &'static str,
-        source: EbpfError,
+        source: Box<EbpfError>,
     },
     #[error("session with the other node: {doing}")]
     Session {
         doing: &'static str,
-        source: ControlError,
+        source: Box<ControlError>,
     },
     #[error("find the VM's tap")]
-    Discover(#[from] DiscoverError),
+    Discover(#[source] Box<DiscoverError>),
     #[error("RAM relay: {doing}")]
     Relay {
         doing: &'static str,
-        source: RelayError,
+        source: Box<RelayError>,
     },
     #[error("connect to the destination: is `katamaran --mode dest` running there?")]
-    Connect(#[source] DialError),
+    Connect(#[source] Box<DialError>),
     #[error("make directory {}", path.display())]
     Directory {
         path: std::path::PathBuf,
@@ -93,6 +93,12 @@ pub enum MigrateError {
     Interrupted,
 }
 
+impl From<DiscoverError> for MigrateError {
+    fn from(source: DiscoverError) -> Self {
+        Self::Discover(Box::new(source))
+    }
+}
+
 /// The whole chain, outermost first, on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -113,30 +119,35 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, QmpError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Qmp { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Qmp { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, NetError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Net { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Net { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, EbpfError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Ebpf { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Ebpf { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, ControlError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Session { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Session { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, RelayError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Relay { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Relay { doing, source })
     }
 }

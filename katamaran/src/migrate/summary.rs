@@ -10,8 +10,7 @@ use super::report::{Outcome, Report, Role};
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = write_summary(&mut out, report);
+    write_summary(&mut out, report).expect("writing to a String can't fail");
     out
 }
 

@@ -54,6 +54,14 @@ impl TapWatch {
         self.account.is_drained()
     }
 
+    pub(crate) fn all_left_at(&self) -> Option<u64> {
+        self.account.all_left_at()
+    }
+
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.account.left()
+    }
+
     pub(crate) fn balance(&self) -> Option<TapBalance> {
         self.account.balance()
     }

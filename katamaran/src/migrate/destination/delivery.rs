@@ -10,7 +10,7 @@ use crate::ebpf::{
     PacketDrop, TapLocation,
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
-use crate::migrate::ledger::{Count, DestinationLedger, Hop};
+use crate::migrate::ledger::{Count, DestinationLedger, Hop, TapBalance};
 use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
@@ -30,8 +30,9 @@ use crate::session_id::SessionId;
 const RING: u32 = 131_072;
 /// The plug's limit: 10 Gbit/s for the longest pause to expect, and its double for the lead.
 const PLUG_BYTES_PER_MS: u64 = 2 * 10_000_000_000 / 8 / 1000;
-/// For counters to come to rest before the ledger is taken.
-const LEDGER_SETTLE: Duration = Duration::from_secs(2);
+/// For packets to arrive and to be read before the ledger is told. A guest that is behind needs it.
+const LEDGER_SETTLE: Duration = Duration::from_secs(5);
+const LEDGER_POLL: Duration = Duration::from_millis(2);
 
 /// The destination's programs; removed by whoever comes first.
 #[derive(Debug, Clone)]
@@ -255,25 +256,60 @@ impl Delivery {
         Ok(frames.len() as u64)
     }
 
-    /// The ledger, once it has come to rest: `redirected` packets have arrived, and QEMU has read its tap.
+    /// The ledger, as of the moment when the `redirected` packets have arrived; told once QEMU has read
+    /// what was passed to it by then. Its tap need not be empty, for the VM's traffic goes on.
     pub(crate) async fn ledger(&self, redirected: Option<u64>) -> DestinationLedger {
         let Some(hooks) = &self.hooks else {
             return DestinationLedger::default();
         };
         let end = Instant::now() + LEDGER_SETTLE;
+        let arrived = |c: &DestinationCounters| {
+            redirected.is_none_or(|redirected| c.d1.packets >= redirected)
+        };
+        let counters = loop {
+            match hooks.counters() {
+                Some(c) if arrived(&c) || Instant::now() >= end => break c,
+                None => return DestinationLedger::default(),
+                Some(_) => tokio::time::sleep(LEDGER_POLL).await,
+            }
+        };
+        let tap = self.settled_tap(end).await;
+        self.ledger_of(hooks, &counters, tap)
+    }
+
+    /// The tap's balance with what was passed to it before this call: `unread` is what QEMU has not read of
+    /// that when `end` comes.
+    async fn settled_tap(&self, end: Instant) -> Option<TapBalance> {
+        self.observe();
+        let target = lock(&self.watch).all_left_at()?;
         loop {
             self.observe();
-            let arrived = hooks
-                .counters()
-                .is_some_and(|c| redirected.is_none_or(|s3| c.d1.packets >= s3));
-            if (arrived && lock(&self.watch).is_drained()) || Instant::now() >= end {
-                break;
+            let (balance, left, drained) = {
+                let watch = lock(&self.watch);
+                (watch.balance()?, watch.left()?, watch.is_drained())
+            };
+            if drained || (left >= target && balance.not_enqueued == 0) {
+                return Some(TapBalance {
+                    unread: 0,
+                    ..balance
+                });
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            if Instant::now() >= end {
+                return Some(TapBalance {
+                    unread: balance.unread.min(target.saturating_sub(left)),
+                    ..balance
+                });
+            }
+            tokio::time::sleep(LEDGER_POLL).await;
         }
-        let Some(c) = hooks.counters() else {
-            return DestinationLedger::default();
-        };
+    }
+
+    fn ledger_of(
+        &self,
+        hooks: &Hooks,
+        c: &DestinationCounters,
+        tap: Option<TapBalance>,
+    ) -> DestinationLedger {
         let count = |c: crate::ebpf::Count| Count {
             packets: c.packets,
             bytes: c.bytes,
@@ -294,7 +330,7 @@ impl Delivery {
             d3_tunnel: Some(count(c.d3_tunnelled)),
             digest: Some(c.digest_d1),
             numbers_missing: u64::try_from(missing).ok(),
-            tap: lock(&self.watch).balance(),
+            tap,
             drops: drops.map(|drops| drop_records(&drops, hop)),
         }
     }

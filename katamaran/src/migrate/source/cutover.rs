@@ -195,7 +195,7 @@ async fn wait_until_loaded(
                 }
             }
             error = relay.failed(), if !loaded => {
-                return Err(MigrateError::Relay { doing: "carry the RAM stream", source: error });
+                return Err(error).doing("carry the RAM stream");
             }
             () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
             () = tokio::time::sleep_until(end) => {
@@ -238,7 +238,7 @@ impl Paused {
             Err(error) if error.never_sent() => return Err(error).doing("commit"),
             Err(source) => Running::Unknown(MigrateError::Session {
                 doing: "commit",
-                source,
+                source: Box::new(source),
             }),
         };
         Ok(Committed::new(self.armed, self.moments, running))

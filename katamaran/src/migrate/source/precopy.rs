@@ -266,7 +266,7 @@ async fn wait(
             Some(error) => Err(error),
             None => Err(MigrateError::OutOfStep { what: "the RAM stream" }),
         },
-        error = relay.failed() => Err(MigrateError::Relay { doing: "carry the RAM stream", source: error }),
+        error = relay.failed() => Err(error).doing("carry the RAM stream"),
         () = tokio::time::sleep(poll) => Ok(()),
     }
 }

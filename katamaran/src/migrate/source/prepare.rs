@@ -50,7 +50,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let stream = dialer
         .dial(Preamble::control(run.session))
         .await
-        .map_err(MigrateError::Connect)?;
+        .map_err(|error| MigrateError::Connect(Box::new(error)))?;
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;

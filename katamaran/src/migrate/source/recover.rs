@@ -23,6 +23,7 @@ use super::arm::Armed;
 use super::cutover::{Moments, ms_since, write_us};
 use super::hooks::Hooks;
 use super::peer::Peer;
+use super::precopy::observe_tap;
 
 /// More than any ring holds that we lengthen.
 const FRAMES_MAX: usize = 200_000;
@@ -83,7 +84,7 @@ pub(crate) async fn after_early_stop(
     let time = hooks.flip().doing("flip to REDIRECT")?;
     recovery.run.report.cutover.flip_us = Some(flip_us);
     recovery.run.report.cutover.flip_write_us = Some(write_us(time));
-    settle(armed, hooks).await;
+    settle(armed).await;
     let between = read_ring(&queues)?;
     recovery.deliver_from_ring(&between).await?;
 
@@ -149,15 +150,16 @@ fn wire_frame(frame: &TapFrame) -> WireFrame {
 }
 
 /// Waits until what the hook passed is in the ring.
-async fn settle(armed: &Armed, hooks: &Hooks) {
+async fn settle(armed: &Armed) {
     let end = Instant::now() + SETTLE;
     while Instant::now() < end {
-        let mut watch = lock(&armed.watch);
-        watch.observe(hooks);
-        if watch.balance().is_some_and(|b| b.not_enqueued == 0) {
+        observe_tap(armed);
+        if lock(&armed.watch)
+            .balance()
+            .is_some_and(|b| b.not_enqueued == 0)
+        {
             return;
         }
-        drop(watch);
         tokio::task::yield_now().await;
     }
 }
