@@ -337,6 +337,7 @@ fn boot_check(qemu: QemuVersion, pps: u32, seconds: u64) -> Result<()> {
         print(&serde_json::to_string(&udp.stop()?)?)?;
         print(&serde_json::to_string(&udp6.stop()?)?)?;
         print(&serde_json::to_string(&tcp.stop()?)?)?;
+        print(&lab.guest_command("status")?)?;
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ impl Default for LabConfig {
             qemu: QemuVersion::V10_0,
             memory_mib: 128,
             tap_mtu: 1450,
-            tap_queue: 5000,
+            tap_queue: 16_384,
             dirty: None,
             extra_qemu_args: Vec::new(),
         }

@@ -19,6 +19,9 @@ pub struct ClientResult {
     pub tcp_v6: Option<TcpResult>,
     /// V's own writes to its disk.
     pub disk: Option<DiskResult>,
+    /// UDP packets that V's own kernel received and threw away, if it could still be asked: they count
+    /// as lost, and no network could have saved them.
+    pub guest_dropped: Option<u64>,
     /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
     pub calm_ns: Option<(u64, u64)>,
 }

@@ -82,6 +82,11 @@ pub(super) fn faults(run: &MigrationRun) -> Vec<String> {
             }
         }
     }
+    if let Some(dropped @ 1..) = run.client.guest_dropped {
+        faults.push(format!(
+            "of these, the VM's own kernel threw away {dropped}: the machine is too busy"
+        ));
+    }
     if run.client.udp().all(|udp| udp.sent == 0) {
         faults.push("no packet was sent".to_owned());
     }
