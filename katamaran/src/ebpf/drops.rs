@@ -22,6 +22,8 @@ pub struct PacketDrop {
     pub location: u64,
     /// The packet's device (in the namespace of the hooks or of the tap).
     pub ifindex: u32,
+    /// Whether it still had, or already had, the outer header of the tunnel.
+    pub tunnelled: bool,
     /// How many packets on the wire.
     pub packets: u64,
 }
@@ -66,6 +68,7 @@ impl DropMap {
                 symbol: None,
                 location: key.location,
                 ifindex: key.ifindex,
+                tunnelled: key.tunnelled != 0,
                 packets,
             });
         }
@@ -117,6 +120,7 @@ mod tests {
             symbol: Some(symbol.to_owned()),
             location: 0,
             ifindex: 1,
+            tunnelled: false,
             packets: 1,
         };
         assert!(drop("NOT_SPECIFIED", "skb_release_data+0x163").is_no_loss());
