@@ -7,20 +7,21 @@ use katamaran_common::layout::COPY_BYTES;
 use crate::context::{Skb, opaque};
 use crate::maps;
 
+const LIMIT: u32 = COPY_BYTES as u32;
+const _: () = assert!(LIMIT.is_power_of_two());
+
 #[inline(always)]
 pub(crate) fn keep(skb: &Skb) {
     let Some((slot, number)) = maps::copy_slot() else {
         return;
     };
     let length = skb.length();
-    let captured = opaque(if length > COPY_BYTES as u32 {
-        COPY_BYTES as u32
-    } else {
-        length
-    });
-    if captured == 0 || captured > COPY_BYTES as u32 {
+    let captured = if length > LIMIT { LIMIT } else { length };
+    if captured == 0 {
         return;
     }
+    // Changes nothing; older verifiers (6.1) learn a lower bound from arithmetic, not from a comparison.
+    let captured = (opaque(captured - 1) & (LIMIT - 1)) + 1;
     // SAFETY: a valid element; the number picks a different one for each of the next 64 frames.
     unsafe {
         // A reader that sees 0 knows that the slot is being written.

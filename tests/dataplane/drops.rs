@@ -14,8 +14,17 @@ const DROP_ALL: &str = "bpf bytecode 1,6_0_0_4294967295 action mirred egress red
 
 fn drop_all_at(netns: &Netns, device: &str) {
     netns.ip("link add down0 type veth peer name down1");
-    netns.command("tc", &format!("qdisc add dev {device} clsact"));
-    netns.command("tc", &format!("filter add dev {device} egress {DROP_ALL}"));
+    // Ours may be there already, on kernels without TCX.
+    if !netns
+        .command("tc", &format!("qdisc show dev {device}"))
+        .contains("clsact")
+    {
+        netns.command("tc", &format!("qdisc add dev {device} clsact"));
+    }
+    netns.command(
+        "tc",
+        &format!("filter add dev {device} egress prio 9 {DROP_ALL}"),
+    );
 }
 
 #[test]
@@ -51,7 +60,9 @@ fn drops_on_the_way_to_the_tap_have_the_kernels_reason() {
     wait_until("the filter's drops are seen", || {
         count(&reasons(), "TC_EGRESS") == 5
     });
-    lab.a.netns.command("tc", "qdisc del dev vtap clsact");
+    lab.a
+        .netns
+        .command("tc", "filter del dev vtap egress prio 9");
 
     // Nobody reads the tap, and its ring is short.
     drop(pump);
@@ -103,7 +114,8 @@ fn a_loss_in_the_tunnel_shows_in_counters_numbers_and_digests() {
             .command("tc", "-s filter show dev to82 egress")
             .contains(" 3 pkt")
     });
-    lab.fabric.command("tc", "filter del dev to82 egress");
+    lab.fabric
+        .command("tc", "filter del dev to82 egress prio 9");
     let wire = Wire::open(&lab.fabric, "to82");
     sender.send(3, 100);
     wait_until("three arrive", || {

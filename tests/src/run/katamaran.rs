@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::result::SideResult;
 use super::stage::{Stage, Storage};
-use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, TAP};
+use crate::lab::{GUEST_V4, GUEST_V6, Node, Process};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
@@ -92,12 +92,9 @@ impl KatamaranProcess {
         let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
         let netns = stage.lab.network().node(role.node());
         let mut command = Command::new(katamaran_binary()?);
-        command.args(["--mode", role.name(), "--insecure-plaintext", "--tap", TAP]);
-        command
-            .arg("--tap-netns")
-            .arg(netns.path())
-            .arg("--report")
-            .arg(&report);
+        // The tap and its namespace are for katamaran to find.
+        command.args(["--mode", role.name(), "--insecure-plaintext", "--report"]);
+        command.arg(&report);
         let guest = match role {
             Role::Source => &stage.guest_a,
             Role::Dest => &stage.guest_b,

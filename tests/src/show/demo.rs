@@ -11,6 +11,12 @@ use super::screen::Screen;
 use crate::lab::Node;
 use crate::run::{Migration, MigrationOptions, MigrationRun, Stage, Stderr, settle};
 
+/// Why the wait is longer than the blackout.
+const COLD_START: &str = "    (beyond the release it is mostly the emulator that translates the \
+guest's\n     code anew on B; a plain QEMU migration has it, too)";
+
+const DAY_US: u64 = 86_400_000_000;
+
 /// Migrates once with everything shown, and compares it with simpler ways if asked to. Returns whether
 /// katamaran's migration was perfect.
 ///
@@ -29,13 +35,17 @@ pub fn demo(screen: &Screen, scene: &Scene, compare_too: bool) -> Result<bool> {
         screen.print(side.stdout.trim_end())?;
     }
     let gaps = gaps(&run);
-    if let Some(picture) = report(&run).and_then(|report| {
-        let client = udp(&run)
-            .zip(gaps)
-            .map(|(udp, gaps)| (&udp.record, gaps.cutover));
-        cutover::picture(&report.cutover, client)
-    }) {
-        screen.print(&format!("\n{picture}"))?;
+    if let Some(cutover) = report(&run).map(|report| report.cutover) {
+        let client = udp(&run).zip(gaps).zip(cutover.flip_us);
+        let answers = client.and_then(|((udp, gaps), flip_us)| {
+            cutover::answers(flip_us, &udp.record, gaps.cutover)
+        });
+        for picture in cutover::moments(&cutover).iter().chain(&answers) {
+            screen.print(&format!("\n{picture}"))?;
+        }
+        if answers.is_some() {
+            screen.print(COLD_START)?;
+        }
     }
     screen.print(&format!("\n{}", account(&run, gaps)))?;
     if compare_too {
@@ -87,23 +97,24 @@ impl Told {
         migration: &Migration<'_>,
         options: &MigrationOptions,
     ) -> Result<()> {
+        let mut news: Vec<(u64, &str, String)> = Vec::new();
         if options.source_stderr == Stderr::Kept {
-            for line in self.source.news(&migration.source.stderr()) {
-                screen.step("source", &line)?;
-            }
+            let log = self.source.news(&migration.source.stderr());
+            news.extend(log.into_iter().map(|(at_us, line)| (at_us, "source", line)));
         }
-        let events = migration
-            .timeline
-            .events
-            .get(self.events..)
-            .unwrap_or_default();
-        self.events += events.len();
-        for (node, event) in events {
-            match (node, event.name.as_str()) {
-                (Node::A, "STOP") => screen.step("VM", "stopped on A")?,
-                (Node::B, "RESUME") => screen.step("VM", "runs on B")?,
-                _ => {}
-            }
+        let events = migration.timeline.events.get(self.events..);
+        for (node, event) in events.unwrap_or_default() {
+            self.events += 1;
+            let what = match (node, event.name.as_str()) {
+                (Node::A, "STOP") => "stopped on A",
+                (Node::B, "RESUME") => "runs on B",
+                _ => continue,
+            };
+            news.push((event.at_ns / 1000 % DAY_US, "VM", what.to_owned()));
+        }
+        news.sort_by_key(|(at_us, ..)| *at_us);
+        for (_, who, what) in news {
+            screen.step(who, &what)?;
         }
         if !self.converged && migration.timeline.converged_ns.is_some() {
             self.converged = true;

@@ -8,15 +8,29 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// The lines that were completed since the last call, shortened.
-    pub(super) fn news(&mut self, log: &str) -> Vec<String> {
+    /// The lines that were completed since the last call, shortened, and when each was written, in
+    /// microseconds of its day (UTC).
+    pub(super) fn news(&mut self, log: &str) -> Vec<(u64, String)> {
         let fresh = log.get(self.seen..).unwrap_or_default();
         let Some(end) = fresh.rfind('\n') else {
             return Vec::new();
         };
         self.seen += end + 1;
-        fresh[..end].lines().filter_map(shorten).collect()
+        let line = |line| Some((time_of_day_us(line)?, shorten(line)?));
+        fresh[..end].lines().filter_map(line).collect()
     }
+}
+
+/// `2026-11-22T03:16:39.813094Z …`
+fn time_of_day_us(line: &str) -> Option<u64> {
+    let (_date, rest) = line.split_once('T')?;
+    let (time, _text) = rest.split_once('Z')?;
+    let mut parts = time.splitn(3, ':');
+    let (hours, minutes) = (parts.next()?, parts.next()?);
+    let (seconds, fraction) = parts.next()?.split_once('.')?;
+    let minutes = hours.parse::<u64>().ok()? * 60 + minutes.parse::<u64>().ok()?;
+    let seconds = minutes * 60 + seconds.parse::<u64>().ok()?;
+    Some(seconds * 1_000_000 + fraction.parse::<u64>().ok()?)
 }
 
 /// `…Z  INFO done phase="arm" ms=7.1` becomes `arm: 7.1 ms`; other fields than these are left out.
@@ -106,9 +120,9 @@ mod tests {
     #[test]
     fn a_line_is_shown_once_and_only_when_it_is_complete() {
         let mut follower = Follower::default();
-        let log = "2026-11-22T03:16:38Z  INFO one\n2026-11-22T03:16:38Z  INFO tw";
-        assert_eq!(follower.news(log), ["one"]);
-        assert_eq!(follower.news(&format!("{log}o\n")), ["two"]);
+        let log = "2026-11-22T00:01:02.000003Z  INFO one\n2026-11-22T03:16:38.000000Z  INFO tw";
+        assert_eq!(follower.news(log), [(62_000_003, "one".to_owned())]);
+        assert_eq!(follower.news(&format!("{log}o\n"))[0].1, "two");
         assert!(follower.news(&format!("{log}o\n")).is_empty());
     }
 }
