@@ -82,6 +82,11 @@ pub(super) fn faults(run: &MigrationRun) -> Vec<String> {
             }
         }
     }
+    if let Some(count @ 1..) = run.dropped_in_guest() {
+        faults.push(format!(
+            "the guest itself dropped {count} packets, its socket was full"
+        ));
+    }
     if run.client.udp().all(|udp| udp.sent == 0) {
         faults.push("no packet was sent".to_owned());
     }

@@ -1,7 +1,7 @@
 //! Migration after migration, and what they amount to.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -46,11 +46,24 @@ struct Outcome {
     gap_ms: Option<f64>,
     calm_ms: Option<f64>,
     first_redirect_us: Option<f64>,
-    /// The run by plain QEMU that followed: packets lost, gap and downtime in ms.
-    plain: Option<(u64, Option<f64>, Option<f64>)>,
+    /// The run by plain QEMU that followed.
+    plain: Option<Plain>,
+}
+
+/// What is kept of a plain QEMU migration.
+#[derive(Debug, Clone, Copy)]
+struct Plain {
+    lost: u64,
+    gap_ms: Option<f64>,
+    downtime_ms: Option<f64>,
 }
 
 impl Outcome {
+    /// A run that did not even come to an end.
+    fn failed(qemu: QemuVersion) -> Self {
+        Self::of(qemu, &MigrationRun::default(), false)
+    }
+
     fn of(qemu: QemuVersion, run: &MigrationRun, perfect: bool) -> Self {
         let (report, gaps, udp) = (report(run), gaps(run), udp(run));
         Self {
@@ -60,7 +73,7 @@ impl Outcome {
             lost: udp.map_or(0, |udp| udp.lost),
             duplicated: udp.map_or(0, |udp| udp.duplicated),
             reordered: udp.map_or(0, |udp| udp.reordered),
-            tcp_intact: run.client.tcp().all(|tcp| tcp.intact),
+            tcp_intact: udp.is_some() && run.client.tcp().all(|tcp| tcp.intact),
             leaks: run.leaks.len(),
             downtime_ms: report.as_ref().and_then(|report| report.downtime_ms),
             blackout_ms: report.as_ref().and_then(|report| report.blackout_ms),
@@ -76,14 +89,14 @@ impl Outcome {
 ///
 /// # Errors
 ///
-/// When a run could not be made, or the evidence of a bad one can't be kept.
+/// When the evidence of a bad run can't be kept, or nobody reads what is printed.
 pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
     let plain_too = match options.interleave_plain {
         true => ",\neach followed by a plain QEMU migration",
         false => "",
     };
     screen.print(&format!(
-        "{} migrations per QEMU version, {} UDP packets/s and {:.1} MB/s of TCP{plain_too}\n",
+        "{} x katamaran per QEMU version, {} UDP packets/s and {:.1} MB/s of TCP{plain_too}\n",
         options.runs,
         options.scene.pps,
         options.scene.tcp as f64 / 1e6,
@@ -92,10 +105,20 @@ pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
         "run", "QEMU", "verdict", "lost", "dup", "reord", "TCP", "downtime", "blackout", "gap",
         "calm",
     ]))?;
+    let evidence = std::env::temp_dir().join(format!("katamaran-soak-{}", now_ns() / 1_000_000));
     let mut outcomes = Vec::new();
     for run in 1..=options.runs {
         for qemu in &options.qemus {
-            outcomes.push(one(screen, options, run, *qemu)?);
+            let scene = Scene {
+                qemu: *qemu,
+                ..options.scene
+            };
+            let dir = evidence.join(format!("run-{run}-qemu-{qemu}"));
+            let mut outcome = migrate(screen, &scene, run, &dir)?;
+            if options.interleave_plain {
+                outcome.plain = migrate_plainly(screen, &scene)?;
+            }
+            outcomes.push(outcome);
         }
     }
     screen.print("")?;
@@ -108,19 +131,23 @@ pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
     Ok(perfect == outcomes.len())
 }
 
-fn one(screen: &Screen, options: &SoakOptions, number: u32, qemu: QemuVersion) -> Result<Outcome> {
-    let scene = Scene {
-        qemu,
-        ..options.scene
+fn migrate(screen: &Screen, scene: &Scene, number: u32, evidence: &Path) -> Result<Outcome> {
+    let (number, version) = (number.to_string(), scene.qemu.to_string());
+    let run = match scene.by_katamaran() {
+        Ok(run) => run,
+        Err(error) => {
+            let text = format!("{error:#}");
+            let first = text.lines().next().unwrap_or_default();
+            screen.print(&format!("{number:>4} {version:<4} FAILED: {first}"))?;
+            keep(evidence, "error.txt", &text)?;
+            screen.print(&format!("      kept: {}", evidence.display()))?;
+            return Ok(Outcome::failed(scene.qemu));
+        }
     };
-    let run = scene
-        .by_katamaran()
-        .with_context(|| format!("run {number}, QEMU {qemu}"))?;
     let faults = faults(&run);
-    let mut outcome = Outcome::of(qemu, &run, faults.is_empty());
-    let (number_text, version) = (number.to_string(), qemu.to_string());
+    let outcome = Outcome::of(scene.qemu, &run, faults.is_empty());
     screen.print(&line([
-        &number_text,
+        &number,
         &version,
         verdict(report(&run).as_ref()),
         &outcome.lost.to_string(),
@@ -136,38 +163,48 @@ fn one(screen: &Screen, options: &SoakOptions, number: u32, qemu: QemuVersion) -
         for fault in &faults {
             screen.print(&format!("      {fault}"))?;
         }
-        screen.print(&format!(
-            "      kept: {}",
-            keep(&run, number, qemu)?.display()
-        ))?;
-    }
-    if options.interleave_plain {
-        let plain = scene
-            .by_plain_means(Baseline::Plain)
-            .with_context(|| format!("plain run {number}, QEMU {qemu}"))?;
-        let gaps = gaps(&plain);
-        let gap = gaps.map(|gaps| gaps.cutover.ms());
-        let count = |count: fn(&UdpResult) -> u64| udp(&plain).map_or(0, count).to_string();
-        screen.print(&line([
-            "",
-            "",
-            "plain",
-            &count(|udp| udp.lost),
-            &count(|udp| udp.duplicated),
-            &count(|udp| udp.reordered),
-            if plain.client.tcp().all(|tcp| tcp.intact) {
-                "ok"
-            } else {
-                "BAD"
-            },
-            &ms(plain.downtime_ms),
-            "",
-            &ms(gap),
-            &ms(gaps.and_then(|gaps| gaps.calm_ms)),
-        ]))?;
-        outcome.plain = Some((plain.client.lost(), gap, plain.downtime_ms));
+        keep_run(evidence, &run)?;
+        screen.print(&format!("      kept: {}", evidence.display()))?;
     }
     Ok(outcome)
+}
+
+/// A plain QEMU migration of the same VM.
+fn migrate_plainly(screen: &Screen, scene: &Scene) -> Result<Option<Plain>> {
+    let plain = match scene.by_plain_means(Baseline::Plain) {
+        Ok(plain) => plain,
+        Err(error) => {
+            let text = format!("{error:#}");
+            let first = text.lines().next().unwrap_or_default();
+            screen.print(&format!("{:9} plain FAILED: {first}", ""))?;
+            return Ok(None);
+        }
+    };
+    let gaps = gaps(&plain);
+    let gap = gaps.map(|gaps| gaps.cutover.ms());
+    let count = |count: fn(&UdpResult) -> u64| udp(&plain).map_or(0, count).to_string();
+    screen.print(&line([
+        "",
+        "",
+        "plain",
+        &count(|udp| udp.lost),
+        &count(|udp| udp.duplicated),
+        &count(|udp| udp.reordered),
+        if plain.client.tcp().all(|tcp| tcp.intact) {
+            "ok"
+        } else {
+            "BAD"
+        },
+        &ms(plain.downtime_ms),
+        "",
+        &ms(gap),
+        &ms(gaps.and_then(|gaps| gaps.calm_ms)),
+    ]))?;
+    Ok(Some(Plain {
+        lost: plain.client.lost(),
+        gap_ms: gap,
+        downtime_ms: plain.downtime_ms,
+    }))
 }
 
 /// One line of the table that grows while it runs.
@@ -190,30 +227,27 @@ fn line(cells: [&str; 11]) -> String {
 }
 
 /// Keeps what both sides said and reported of a run that was not perfect.
-fn keep(run: &MigrationRun, number: u32, qemu: QemuVersion) -> Result<PathBuf> {
-    let dir = std::env::temp_dir().join(format!("katamaran-soak-{}", now_ns() / 1_000_000));
-    let dir = dir.join(format!("run-{number}-qemu-{qemu}"));
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let keep = |name: &str, text: &str| {
-        let path = dir.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
-    };
-    keep("run.json", &serde_json::to_string_pretty(run)?)?;
+fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
+    keep(dir, "run.json", &serde_json::to_string_pretty(run)?)?;
     for (name, side) in [("source", &run.source), ("dest", &run.dest)] {
         let Some(side) = side else { continue };
-        keep(&format!("{name}.stdout"), &side.stdout)?;
-        keep(&format!("{name}.stderr"), &side.stderr)?;
+        keep(dir, &format!("{name}.stdout"), &side.stdout)?;
+        keep(dir, &format!("{name}.stderr"), &side.stderr)?;
         if let Some(report) = &side.report {
-            keep(
-                &format!("{name}.json"),
-                &serde_json::to_string_pretty(report)?,
-            )?;
+            let report = serde_json::to_string_pretty(report)?;
+            keep(dir, &format!("{name}.json"), &report)?;
         }
     }
-    if let Some(silence) = &run.silence {
-        keep("silence.txt", silence)?;
+    match &run.silence {
+        Some(silence) => keep(dir, "silence.txt", silence),
+        None => Ok(()),
     }
-    Ok(dir)
+}
+
+fn keep(dir: &Path, name: &str, text: &str) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let path = dir.join(name);
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }
 
 fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
@@ -271,8 +305,8 @@ fn spreads(options: &SoakOptions, outcomes: &[Outcome]) -> Table {
         ("client gap, ms", |o| o.gap_ms),
         ("calm gap, ms", |o| o.calm_ms),
         ("first redirect, us", |o| o.first_redirect_us),
-        ("plain QEMU: downtime, ms", |o| o.plain?.2),
-        ("plain QEMU: client gap, ms", |o| o.plain?.1),
+        ("plain QEMU: downtime, ms", |o| o.plain?.downtime_ms),
+        ("plain QEMU: client gap, ms", |o| o.plain?.gap_ms),
     ];
     let mut heading = vec![String::new()];
     for qemu in &options.qemus {
@@ -306,8 +340,11 @@ fn spreads(options: &SoakOptions, outcomes: &[Outcome]) -> Table {
 /// How the client's gap compares with that of plain QEMU migrations in between.
 fn against_plain(qemu: QemuVersion, of: &[&Outcome]) -> Option<String> {
     let own = Spread::of(of.iter().filter_map(|outcome| outcome.gap_ms))?;
-    let plain = Spread::of(of.iter().filter_map(|outcome| outcome.plain?.1))?;
-    let lost: u64 = of.iter().filter_map(|outcome| Some(outcome.plain?.0)).sum();
+    let plain = Spread::of(of.iter().filter_map(|outcome| outcome.plain?.gap_ms))?;
+    let lost: u64 = of
+        .iter()
+        .filter_map(|outcome| Some(outcome.plain?.lost))
+        .sum();
     let ratio = own.median / plain.median;
     let judgement = if ratio <= GOOD_RATIO {
         "within"
