@@ -22,6 +22,8 @@ pub struct PacketDrop {
     pub location: u64,
     /// The packet's device (in the namespace of the hooks or of the tap).
     pub ifindex: u32,
+    /// Whether it still had, or already had, the outer header of the tunnel.
+    pub tunnelled: bool,
     /// How many packets on the wire.
     pub packets: u64,
 }
@@ -56,16 +58,13 @@ impl DropMap {
     pub(super) fn read(&self, reasons: &DropReasons) -> Result<Vec<PacketDrop>, EbpfError> {
         let mut found = Vec::new();
         for entry in self.drops.iter() {
-            let (key, packets) = entry.map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_DROPS,
-                source,
-            })?;
+            let (key, packets) = entry.map_err(EbpfError::map("read", names::MAP_DROPS))?;
             found.push(PacketDrop {
                 reason: reasons.name(key.reason),
                 symbol: None,
                 location: key.location,
                 ifindex: key.ifindex,
+                tunnelled: key.tunnelled != 0,
                 packets,
             });
         }
@@ -117,6 +116,7 @@ mod tests {
             symbol: Some(symbol.to_owned()),
             location: 0,
             ifindex: 1,
+            tunnelled: false,
             packets: 1,
         };
         assert!(drop("NOT_SPECIFIED", "skb_release_data+0x163").is_no_loss());

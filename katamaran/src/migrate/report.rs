@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{
-    Count, DestinationLedger, DropRecord, Imbalance, Reconciled, Recovered, SourceLedger, Verdict,
+    Count, DestinationLedger, DropRecord, Imbalance, Recovered, SourceLedger, Verdict,
 };
 use super::message::{Buffer, Tunnel};
+use super::reconcile::Reconciled;
 use super::rollback::Undone;
 use crate::session_id::SessionId;
 

@@ -105,12 +105,14 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
     }
     let c = &r.cutover;
     if let Some(write) = c.flip_write_us {
-        let first = c
-            .first_redirect_us
-            .map_or("no packet was redirected".into(), |us| {
-                format!("first packet redirected {us:.1} us after it")
-            });
-        writeln!(out, "  flip      {write:.1} us map write, {first}")?;
+        let redirected = r.ledger.as_ref().and_then(|l| l.s3).map(|s3| s3.packets);
+        let first = match (c.first_redirect_us, redirected) {
+            (Some(us), _) => format!(", first packet redirected {us:.1} us after it"),
+            (None, Some(0)) => ", no packet was redirected".to_owned(),
+            // After an abort nobody has looked.
+            (None, _) => String::new(),
+        };
+        writeln!(out, "  flip      {write:.1} us map write{first}")?;
     }
     if let (Some(drained), Some(stopped)) = (c.drained_ms, c.stopped_ms) {
         // In the order in which they happen.
@@ -125,8 +127,11 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
         .join(", ");
         writeln!(
             out,
-            "            then drained {drained:.1} ms, stopped {stopped:.1}\n            {more}"
+            "            then drained {drained:.1} ms, stopped {stopped:.1}"
         )?;
+        if !more.is_empty() {
+            writeln!(out, "            {more}")?;
+        }
     }
     if c.qemu_stopped_first {
         writeln!(

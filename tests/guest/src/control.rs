@@ -43,10 +43,10 @@ fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) ->
             "ok".to_owned()
         }
         (Some("status"), _, _) => format!(
-            "udp_received={} udp_send_errors={} udp_dropped={} tcp_bytes={} pages_dirtied={} {}",
+            "udp_received={} udp_dropped={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
             counters.udp_received.load(Relaxed),
-            counters.udp_send_errors.load(Relaxed),
             udp_dropped(),
+            counters.udp_send_errors.load(Relaxed),
             counters.tcp_bytes.load(Relaxed),
             dirtier.pages_dirtied(),
             disk.status(),
@@ -55,22 +55,17 @@ fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) ->
     }
 }
 
-/// UDP datagrams that this kernel has received and thrown away: no room in the socket, no memory for UDP.
-/// (`MemErrors` of IPv4 count those of IPv6, too, but not the other way round.)
+/// Datagrams that reached the guest and found its socket full: `InErrors` of both families.
 fn udp_dropped() -> u64 {
     let v4 = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
-    let mut lines = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (
-        lines.next().unwrap_or_default(),
-        lines.next().unwrap_or_default(),
-    );
-    let v4 = names.split(' ').zip(values.split(' '));
+    let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let names = udp.next().unwrap_or_default().split_whitespace();
+    let values = udp.next().unwrap_or_default().split_whitespace();
+    let of_v4 = names.zip(values).find(|(name, _)| *name == "InErrors");
     let v6 = std::fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
-    let v6 = v6
+    let of_v6 = v6
         .lines()
-        .filter_map(|line| line.strip_prefix("Udp6")?.split_once(char::is_whitespace));
-    v4.chain(v6)
-        .filter(|(name, _)| matches!(*name, "RcvbufErrors" | "MemErrors"))
-        .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
-        .sum()
+        .find_map(|line| line.strip_prefix("Udp6InErrors"));
+    let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
+    of_v4.map_or(0, |(_, value)| number(value)) + of_v6.map_or(0, number)
 }

@@ -53,7 +53,10 @@ pub(super) fn lines(netns: &Netns) -> Result<Vec<String>> {
             }
         }
     }
-    for line in netns.command("nft", &["list", "ruleset"])?.lines() {
+    for line in netns
+        .command("nft", &["--stateless", "list", "ruleset"])?
+        .lines()
+    {
         lines.push(format!("nft {}", line.trim()));
     }
     netns.run(|| {

@@ -87,7 +87,7 @@ pub(super) fn settle(lab: &Lab, load: DiskLoad, image: &Path) -> Result<DiskResu
 }
 
 /// The value of one `name=value` word.
-pub(super) fn word<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+fn word<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .split_whitespace()
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))

@@ -90,6 +90,8 @@ impl KatamaranProcess {
                 .join(format!("katamaran-{}.{suffix}", role.name()))
         };
         let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
+        // The one of an earlier migration on this stage.
+        fs::remove_file(&report).ok();
         let netns = stage.lab.network().node(role.node());
         let mut command = Command::new(katamaran_binary()?);
         // The tap and its namespace are for katamaran to find.

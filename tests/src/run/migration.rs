@@ -239,7 +239,9 @@ pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
 /// When a socket failed on the way.
 pub fn settle(stage: &mut Stage, ended: Ended, timeline: &Timeline) -> Result<MigrationRun> {
     let (client, silence) = stage.finish_traffic()?;
+    let guest = stage.lab.guest_command("status").ok();
     Ok(MigrationRun {
+        guest,
         kind: "katamaran".to_owned(),
         client,
         silence,

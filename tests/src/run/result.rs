@@ -19,9 +19,6 @@ pub struct ClientResult {
     pub tcp_v6: Option<TcpResult>,
     /// V's own writes to its disk.
     pub disk: Option<DiskResult>,
-    /// UDP packets that V's own kernel received and threw away, if it could still be asked: they count
-    /// as lost, and no network could have saved them.
-    pub guest_dropped: Option<u64>,
     /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
     pub calm_ns: Option<(u64, u64)>,
 }
@@ -89,6 +86,8 @@ pub struct MigrationRun {
     pub silence: Option<String>,
     /// What katamaran left behind on the nodes, if that was looked at.
     pub leaks: Vec<String>,
+    /// What the guest says of itself in the end, as `name=value` words.
+    pub guest: Option<String>,
     /// katamaran on A; none for a baseline.
     pub source: Option<SideResult>,
     /// katamaran on B; none for a baseline.
@@ -96,6 +95,14 @@ pub struct MigrationRun {
 }
 
 impl MigrationRun {
+    /// Datagrams that reached the guest's kernel and found the echo's socket full: lost, but not on the way.
+    #[must_use]
+    pub fn dropped_in_guest(&self) -> Option<u64> {
+        let words = self.guest.as_ref()?.split_whitespace();
+        let mut counts = words.filter_map(|word| word.strip_prefix("udp_dropped="));
+        counts.next()?.parse().ok()
+    }
+
     /// One line for people: what was lost, and how long what was away.
     #[must_use]
     pub fn summary(&self) -> String {

@@ -208,7 +208,6 @@ impl Client {
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
             tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
             disk: None,
-            guest_dropped: None,
             calm_ns: self.calm_ns,
         })
     }
@@ -372,11 +371,6 @@ impl Stage {
             text
         });
         let mut result = client.stop()?;
-        if silence.is_none() {
-            let status = self.lab.guest_command("status").unwrap_or_default();
-            let dropped = disk::word(&status, "udp_dropped");
-            result.guest_dropped = dropped.and_then(|count| count.parse().ok());
-        }
         if let (Some(load), Some(drives)) = (self.options.traffic.disk, &self.drives) {
             let status = self.qmp_b.command("query-status", Value::Null);
             let on_b = status.is_ok_and(|status| status["running"] == true);

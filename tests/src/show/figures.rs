@@ -82,9 +82,9 @@ pub(super) fn faults(run: &MigrationRun) -> Vec<String> {
             }
         }
     }
-    if let Some(dropped @ 1..) = run.client.guest_dropped {
+    if let Some(count @ 1..) = run.dropped_in_guest() {
         faults.push(format!(
-            "of these, the VM's own kernel threw away {dropped}: the machine is too busy"
+            "the guest itself dropped {count} packets, its socket was full"
         ));
     }
     if run.client.udp().all(|udp| udp.sent == 0) {

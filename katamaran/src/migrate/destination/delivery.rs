@@ -39,6 +39,8 @@ const LEDGER_POLL: Duration = Duration::from_millis(2);
 pub(crate) struct Hooks {
     dataplane: Arc<Mutex<Option<DestinationDataplane>>>,
     netns: NetNs,
+    /// Where tunnelled packets arrive as frames, if they do.
+    tunnel_device: Option<u32>,
 }
 
 impl Hooks {
@@ -315,7 +317,9 @@ impl Delivery {
             bytes: c.bytes,
         };
         let hop = |drop: &PacketDrop| {
-            if drop.ifindex == self.tap {
+            if drop.tunnelled || Some(drop.ifindex) == hooks.tunnel_device {
+                Hop::Tunnel
+            } else if drop.ifindex == self.tap {
                 Hop::DestinationTap
             } else {
                 Hop::DestinationHost
@@ -386,6 +390,10 @@ async fn attach(
             remote: arm.source_addresses.clone(),
         },
     };
+    let tunnel_device = match &ingress {
+        Ingress::Frames { ifindex } => Some(*ifindex),
+        Ingress::Ip { .. } => None,
+    };
     let spec = DestinationSpec {
         session,
         ingress: vec![ingress],
@@ -407,6 +415,7 @@ async fn attach(
     let hooks = Hooks {
         dataplane: Arc::new(Mutex::new(Some(dataplane))),
         netns: node.netns.clone(),
+        tunnel_device,
     };
     let undo_hooks = hooks.clone();
     undo.cleanup("destination's programs", move || async move {

@@ -10,7 +10,7 @@ use crate::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocat
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
-use crate::migrate::tap_watch::TapWatch;
+use crate::migrate::tap_watch::{TapWatch, lock};
 use crate::net::names::Role as LinkRole;
 use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
@@ -69,6 +69,10 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
     let counters = TapCounters::open(&prepared.node.tap_netns, prepared.node.tap.index)
         .doing("read the tap's counters")?;
     let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
+    // The first reading says how the counters stand to each other, so the earlier the better.
+    if let Some(hooks) = &hooks {
+        lock(&watch).observe(hooks);
+    }
 
     Ok(Armed {
         prepared,
@@ -110,6 +114,10 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
             oversize_ifindex: None,
         },
     };
+    let tunnel_device = match &encap {
+        Encap::Device { ifindex } => Some(*ifindex),
+        Encap::Ip { .. } => None,
+    };
     let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
     let spec = SourceSpec {
         session: run.session,
@@ -131,7 +139,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         .doing("enter the node's network namespace")?
         .doing("attach the source's programs")?;
     tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook.name, "counting");
-    let hooks = Hooks::new(dataplane, prepared.node.netns.clone());
+    let hooks = Hooks::new(dataplane, prepared.node.netns.clone(), tunnel_device);
     let undo = hooks.clone();
     run.undo.cleanup("source's programs", move || async move {
         tokio::task::spawn_blocking(move || undo.remove())

@@ -7,10 +7,9 @@ use crate::cli::SourceVm;
 use crate::deadline;
 use crate::ebpf::{FlipTime, PacketDrop};
 use crate::migrate::error::{MigrateError, chain};
-use crate::migrate::ledger::{
-    self, Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance,
-};
+use crate::migrate::ledger::{Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance};
 use crate::migrate::message::{Reply, Request, Resumed, Summary};
+use crate::migrate::reconcile;
 use crate::migrate::report::{LedgerReport, Outcome, Report};
 use crate::migrate::rollback::Undone;
 use crate::qmp::command::{QueryMigrate, Quit};
@@ -185,7 +184,7 @@ impl Committed {
                 DestinationLedger::default()
             }
         };
-        let result = ledger::reconcile(&source, &destination, run.recovered);
+        let result = reconcile::reconcile(&source, &destination, run.recovered);
         run.report.verdict = result.verdict;
         run.report.unproven.clone_from(&result.unavailable);
         let report = LedgerReport::new(source, destination, run.recovered, &result);
@@ -206,7 +205,11 @@ impl Committed {
         };
         let prepared = &self.armed.prepared;
         let hop = |drop: &PacketDrop| {
-            if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index {
+            let device = Some(drop.ifindex);
+            if drop.tunnelled || device == hooks.tunnel_device() {
+                Hop::Tunnel
+            } else if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index
+            {
                 Hop::SourceTap
             } else {
                 Hop::SourceHost
