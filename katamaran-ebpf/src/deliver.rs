@@ -2,6 +2,12 @@
 //!
 //! Source and destination family are the same, so `bpf_skb_adjust_room` needs no DECAP flags: they
 //! only tell it that the family changes (6.3+), and without them this works on older kernels too.
+//!
+//! Super-packets: taking the outer header off leaves the skb marked as encapsulated
+//! (`skb->encapsulation`, `SKB_GSO_IPXIP4`/`6`); no helper and no redirect of Linux 6.18 clears that. The
+//! tap can't take such a super-packet, so the kernel cuts it in software on the way to the driver. The
+//! bytes are right (tested with TCP and UDP of both families); what it means is that on D every packet,
+//! not every super-packet, takes a slot of the tap's ring. The ring must be sized in packets.
 
 use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::digest::contribution;

@@ -1,5 +1,7 @@
 //! Attaching programs, pinning what attaches them, and taking them off again.
 
+use std::error::Error;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +71,62 @@ impl Direction {
     }
 }
 
+/// A TC program and where it goes.
+#[derive(Clone, Debug)]
+pub(super) struct Hook {
+    pub(super) program: &'static str,
+    ifindex: u32,
+    interface: String,
+    direction: Direction,
+    preference: AttachPreference,
+}
+
+impl Hook {
+    pub(super) fn new(
+        program: &'static str,
+        ifindex: u32,
+        direction: Direction,
+        preference: AttachPreference,
+    ) -> Result<Self, EbpfError> {
+        Ok(Self {
+            program,
+            ifindex,
+            interface: device::name(ifindex)?,
+            direction,
+            preference,
+        })
+    }
+
+    fn failed(&self, source: ProgramError) -> EbpfError {
+        EbpfError::Attach {
+            program: self.program,
+            hook: format!("{} {}", self.interface, self.direction.name()),
+            source: Box::new(source),
+        }
+    }
+
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        options: TcAttachOptions,
+    ) -> Result<SchedClassifierLink, EbpfError> {
+        let program: &mut SchedClassifier = object::program(ebpf, self.program)?;
+        program
+            .attach_with_options(&self.interface, self.direction.attach_type(), options)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| self.failed(error))
+    }
+
+    /// Adds a clsact qdisc unless there is one; the device, if the qdisc is ours.
+    fn add_clsact(&self) -> Result<Option<u32>, EbpfError> {
+        match tc::qdisc_add_clsact(&self.interface) {
+            Ok(()) => Ok(Some(self.ifindex)),
+            Err(error) if already_there(&error) => Ok(None),
+            Err(error) => Err(self.failed(error.into())),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Held {
     Link {
@@ -102,58 +160,55 @@ impl Attachments {
     pub(super) fn classifier(
         &mut self,
         ebpf: &mut Ebpf,
-        program: &'static str,
-        ifindex: u32,
-        direction: Direction,
-        preference: AttachPreference,
+        hook: &Hook,
         pins: &Path,
     ) -> Result<(), EbpfError> {
-        let interface = device::name(ifindex)?;
-        let hook = format!("{interface} {}", direction.name());
-        let failed = |source| EbpfError::Attach {
-            program,
-            hook: hook.clone(),
-            source: Box::new(source),
-        };
-        let mode = preference.mode();
-        let mut clsact_of = None;
-        let options = match mode {
-            AttachMode::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            AttachMode::Clsact => {
-                match tc::qdisc_add_clsact(&interface) {
-                    Ok(()) => clsact_of = Some(ifindex),
-                    Err(error) if already_there(&error) => {}
-                    Err(error) => return Err(failed(error.into())),
-                }
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: 1,
-                    ..NlOptions::default()
-                })
+        let mode = hook.preference.mode();
+        match mode {
+            AttachMode::Tcx => {
+                let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let link = FdLink::try_from(hook.attach(ebpf, options)?).map_err(|error| {
+                    hook.failed(ProgramError::IOError(io::Error::other(error.to_string())))
+                })?;
+                let pin = pins.join(format!("{}_{}", hook.program, hook.ifindex));
+                self.pin(hook.program, link, &pin)?;
             }
-        };
-        let classifier: &mut SchedClassifier = object::program(ebpf, program)?;
-        let link = classifier
-            .attach_with_options(&interface, direction.attach_type(), options)
-            .and_then(|id| classifier.take_link(id))
-            .map_err(failed)?;
-        self.mode = Some(mode);
-        if mode == AttachMode::Tcx {
-            let link = FdLink::try_from(link).map_err(|error| {
-                failed(ProgramError::IOError(std::io::Error::other(
-                    error.to_string(),
-                )))
-            })?;
-            return self.pin(program, link, &pins.join(format!("{program}_{ifindex}")));
+            AttachMode::Clsact => {
+                let clsact_of = hook.add_clsact()?;
+                if let Err(error) = self.filter(ebpf, hook, clsact_of, pins) {
+                    if let Some(Err(second)) = clsact_of.map(remove_clsact) {
+                        tracing::warn!(error = &second as &dyn Error, "a clsact qdisc is left");
+                    }
+                    return Err(error);
+                }
+            }
         }
-        // A filter can't be pinned. The program is, under a name that says where its filter is.
-        let pin = pins.join(filter_pin(program, ifindex, direction, clsact_of.is_some()));
-        classifier.pin(&pin).map_err(|error| EbpfError::Pin {
+        self.mode = Some(mode);
+        Ok(())
+    }
+
+    /// A filter can't be pinned. The program is, under a name that says where its filter is.
+    fn filter(
+        &mut self,
+        ebpf: &mut Ebpf,
+        hook: &Hook,
+        clsact_of: Option<u32>,
+        pins: &Path,
+    ) -> Result<(), EbpfError> {
+        let pin = pins.join(filter_pin(hook, clsact_of.is_some())?);
+        let first = NlOptions {
+            priority: 1,
+            ..NlOptions::default()
+        };
+        let link = hook.attach(ebpf, TcAttachOptions::Netlink(first))?;
+        let program: &mut SchedClassifier = object::program(ebpf, hook.program)?;
+        program.pin(&pin).map_err(|error| EbpfError::Pin {
             path: pin.clone(),
             source: Box::new(error),
         })?;
         let filter = ManuallyDrop::new(link);
         self.held.push(Held::Filter {
-            program,
+            program: hook.program,
             filter,
             pin,
             clsact_of,
@@ -202,7 +257,7 @@ impl Attachments {
         let mut first = Ok(());
         while let Some(held) = self.held.pop() {
             if let Err(error) = held.remove() {
-                tracing::warn!(error = &error as &dyn std::error::Error, "could not detach");
+                tracing::warn!(error = &error as &dyn Error, "could not detach");
                 first = first.and(Err(error));
             }
         }
@@ -261,24 +316,58 @@ fn remove_clsact(ifindex: u32) -> Result<(), EbpfError> {
     })
 }
 
-fn filter_pin(program: &str, ifindex: u32, direction: Direction, created: bool) -> String {
+const FILTER_PREFIX: &str = "filter-";
+
+/// `filter-PROGRAM-NETNS-IFINDEX-DIRECTION-own|shared`: all that is needed to take the filter off.
+fn filter_pin(hook: &Hook, created: bool) -> Result<String, EbpfError> {
+    let Hook {
+        program,
+        ifindex,
+        direction,
+        ..
+    } = hook;
+    let netns = device::netns_inum()?;
     let clsact = if created { "own" } else { "shared" };
-    format!("filter-{program}-{ifindex}-{}-{clsact}", direction.name())
+    Ok(format!(
+        "{FILTER_PREFIX}{program}-{netns}-{ifindex}-{}-{clsact}",
+        direction.name()
+    ))
 }
 
-/// Takes off the filter that a pinned program of a dead process belongs to.
+/// Takes off what a dead process has left pinned, and removes the pin.
 ///
-/// TCX links and tracepoints need nothing: they go with their pin. A filter is looked for in the
-/// calling thread's namespace; a device that is gone took its filters along.
-pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
+/// A link (TCX, tracepoint) is opened first and closed last: the last descriptor detaches at once, the
+/// last pin only some time later. A filter is looked for in the calling thread's namespace; a device that
+/// is gone took its filters along.
+pub(super) fn take_off(pin: &Path) -> Result<(), EbpfError> {
+    let failed = |source| EbpfError::Bpffs {
+        operation: "remove",
+        path: pin.to_owned(),
+        source,
+    };
     let name = pin
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
+    if name.starts_with(FILTER_PREFIX) {
+        detach_filter(pin, &name)?;
+        return std::fs::remove_file(pin).map_err(failed);
+    }
+    let link =
+        PinnedLink::from_pin(pin).map_err(|error| failed(io::Error::other(error.to_string())))?;
+    link.unpin().map(drop).map_err(failed)
+}
+
+fn detach_filter(pin: &Path, name: &str) -> Result<(), EbpfError> {
     let parts: Vec<&str> = name.split('-').collect();
-    let ["filter", program, ifindex, direction, clsact] = parts[..] else {
+    let ["filter", program, netns, ifindex, direction, clsact] = parts[..] else {
         return Ok(());
     };
+    if netns != device::netns_inum()?.to_string() {
+        return Err(EbpfError::OtherNamespace {
+            pin: pin.to_owned(),
+        });
+    }
     let Some((ifindex, interface)) = ifindex
         .parse()
         .ok()
@@ -293,12 +382,12 @@ pub(super) fn detach_pinned(pin: &Path) -> Result<(), EbpfError> {
     };
     match tc::qdisc_detach_program(&interface, direction.attach_type(), program) {
         Ok(()) => {}
-        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
             return Err(EbpfError::Clsact {
                 operation: "remove our filter from",
                 ifindex,
-                source: std::io::Error::other(error.to_string()),
+                source: io::Error::other(error.to_string()),
             });
         }
     }

@@ -136,8 +136,7 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, EbpfError> {
 /// Removes all pins in a directory that nobody owns. A link goes with its pin.
 fn empty(path: &Path) -> Result<(), EbpfError> {
     for pin in entries(path)? {
-        attach::detach_pinned(&pin)?;
-        fs::remove_file(&pin).map_err(failed("remove", &pin))?;
+        attach::take_off(&pin)?;
     }
     Ok(())
 }

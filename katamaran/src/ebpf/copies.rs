@@ -51,11 +51,7 @@ impl CopyMap {
             let slot = self
                 .copies
                 .get(&index, 0)
-                .map_err(|source| EbpfError::Map {
-                    operation: "read",
-                    map: names::MAP_COPIES,
-                    source,
-                })?;
+                .map_err(EbpfError::map("read", names::MAP_COPIES))?;
             if slot.number == 0 {
                 continue;
             }

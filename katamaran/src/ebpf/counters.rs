@@ -28,7 +28,8 @@ pub struct SourceCounters {
     pub too_big: Count,
     /// Neighbour requests answered in V's stead.
     pub neighbours_answered: Count,
-    /// Handed to the driver of the tap, V's or not. `None`: the kernel can't be asked.
+    /// Handed to the driver of the tap, V's or not, except what a packet socket with
+    /// `PACKET_QDISC_BYPASS` put there: that is seen by no hook. `None`: the kernel can't be asked.
     pub offered: Option<Count>,
     /// Digest of all that was redirected.
     pub digest_s3: u64,
@@ -57,7 +58,8 @@ pub struct DestinationCounters {
     pub decap_failed: Count,
     /// Seen on V's device, not V's.
     pub tap_other: Count,
-    /// Handed to the driver of the tap, V's or not. `None`: the kernel can't be asked.
+    /// Handed to the driver of the tap, V's or not, except what a packet socket with
+    /// `PACKET_QDISC_BYPASS` put there: that is seen by no hook. `None`: the kernel can't be asked.
     pub offered: Option<Count>,
     /// Digest of D1.
     pub digest_d1: u64,
@@ -120,11 +122,7 @@ impl CounterMaps {
         let per_cpu = self
             .counts
             .get(&counter.index(), 0)
-            .map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_COUNTS,
-                source,
-            })?;
+            .map_err(EbpfError::map("read", names::MAP_COUNTS))?;
         Ok(per_cpu
             .iter()
             .fold(Count::default(), |sum, one| add(sum, *one)))
@@ -134,11 +132,7 @@ impl CounterMaps {
         let per_cpu = self
             .digests
             .get(&digest.index(), 0)
-            .map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_DIGESTS,
-                source,
-            })?;
+            .map_err(EbpfError::map("read", names::MAP_DIGESTS))?;
         Ok(per_cpu
             .iter()
             .fold(0, |sum, one| u64::wrapping_add(sum, *one)))
@@ -148,11 +142,7 @@ impl CounterMaps {
         let per_cpu = self
             .stamps
             .get(&stamp.index(), 0)
-            .map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_STAMPS,
-                source,
-            })?;
+            .map_err(EbpfError::map("read", names::MAP_STAMPS))?;
         Ok(per_cpu
             .iter()
             .copied()
@@ -165,11 +155,7 @@ impl CounterMaps {
         let sequence = self
             .sequences
             .get(&family, 0)
-            .map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_SEQUENCE,
-                source,
-            })?;
+            .map_err(EbpfError::map("read", names::MAP_SEQUENCE))?;
         Ok(sequence.into())
     }
 
@@ -185,11 +171,7 @@ impl CounterMaps {
     /// Forgets the first packet that was redirected, for the next flip.
     pub(super) fn forget_first_redirected(&mut self) -> Result<(), EbpfError> {
         let map = names::MAP_STAMPS;
-        let failed = |source| EbpfError::Map {
-            operation: "write",
-            map,
-            source,
-        };
+        let failed = EbpfError::map("write", map);
         let cpus = nr_cpus().map_err(|(_, error)| failed(error.into()))?;
         let zeros = PerCpuValues::try_from(vec![0; cpus]).map_err(|error| failed(error.into()))?;
         self.stamps

@@ -8,14 +8,14 @@ use katamaran_common::names;
 
 use crate::session_id::SessionId;
 
-use super::attach::{AttachMode, AttachPreference, Direction};
+use super::attach::{AttachMode, AttachPreference, Direction, Hook};
 use super::bpffs::Role;
 use super::counters::DestinationCounters;
 use super::device;
 use super::drops::PacketDrop;
 use super::error::EbpfError;
 use super::object;
-use super::plane::{Hook, Plane};
+use super::plane::Plane;
 use super::source::TapLocation;
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
@@ -87,27 +87,22 @@ impl DestinationDataplane {
     pub fn arm(spec: &DestinationSpec) -> Result<Self, EbpfError> {
         object::object_state()?;
         let config = config(spec)?;
-        let tap = Hook::new(
+        let hook =
+            |program, ifindex, direction| Hook::new(program, ifindex, direction, spec.attach);
+        let mut hooks = vec![hook(
             names::PROGRAM_TAP,
             spec.deliver_ifindex,
             Direction::Egress,
-            spec.attach,
-        );
-        let mut hooks = vec![tap];
-        hooks.extend(spec.ingress.iter().map(|ingress| {
+        )?];
+        for ingress in &spec.ingress {
             let ifindex = match ingress {
                 Ingress::Ip {
                     underlay_ifindex, ..
                 } => *underlay_ifindex,
                 Ingress::Frames { ifindex } => *ifindex,
             };
-            Hook::new(
-                names::PROGRAM_DELIVER,
-                ifindex,
-                Direction::Ingress,
-                spec.attach,
-            )
-        }));
+            hooks.push(hook(names::PROGRAM_DELIVER, ifindex, Direction::Ingress)?);
+        }
         let (plane, ()) = Plane::arm(
             spec.session,
             Role::Destination,

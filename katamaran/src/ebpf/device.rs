@@ -1,6 +1,8 @@
 //! What must be known of network devices, all in the calling thread's namespace.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_indextoname;
@@ -49,4 +51,11 @@ pub(super) fn ethernet_addresses(to: [u8; 6], from: [u8; 6]) -> [u8; 12] {
     header[..6].copy_from_slice(&to);
     header[6..].copy_from_slice(&from);
     header
+}
+
+/// Inode number of the calling thread's network namespace.
+pub(super) fn netns_inum() -> Result<u64, EbpfError> {
+    let metadata = fs::metadata("/proc/thread-self/ns/net")
+        .map_err(|source| EbpfError::Namespace { source })?;
+    Ok(metadata.ino())
 }

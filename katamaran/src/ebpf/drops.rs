@@ -58,11 +58,7 @@ impl DropMap {
     pub(super) fn read(&self, reasons: &DropReasons) -> Result<Vec<PacketDrop>, EbpfError> {
         let mut found = Vec::new();
         for entry in self.drops.iter() {
-            let (key, packets) = entry.map_err(|source| EbpfError::Map {
-                operation: "read",
-                map: names::MAP_DROPS,
-                source,
-            })?;
+            let (key, packets) = entry.map_err(EbpfError::map("read", names::MAP_DROPS))?;
             found.push(PacketDrop {
                 reason: reasons.name(key.reason),
                 symbol: None,

@@ -75,7 +75,7 @@ pub enum EbpfError {
         map: &'static str,
         /// Why.
         #[source]
-        source: aya::maps::MapError,
+        source: Box<aya::maps::MapError>,
     },
     /// A running process holds this session's data plane.
     #[error("session {session} is already armed as {role} by a running process")]
@@ -136,6 +136,19 @@ pub enum EbpfError {
         #[source]
         source: io::Error,
     },
+    /// The calling thread's namespace could not be told.
+    #[error("look at the own network namespace")]
+    Namespace {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A filter that a dead process left is in another namespace than the calling thread.
+    #[error("the filter of {pin} is in another network namespace")]
+    OtherNamespace {
+        /// The pin that stands for it.
+        pin: PathBuf,
+    },
     /// Something could not be detached.
     #[error("detach {program}")]
     Detach {
@@ -148,6 +161,18 @@ pub enum EbpfError {
 }
 
 impl EbpfError {
+    /// What an operation on a map failed with.
+    pub(super) fn map(
+        operation: &'static str,
+        map: &'static str,
+    ) -> impl Fn(aya::maps::MapError) -> Self {
+        move |source| Self::Map {
+            operation,
+            map,
+            source: Box::new(source),
+        }
+    }
+
     /// Whether katamaran has to be built (again) with the eBPF object.
     #[must_use]
     pub fn needs_build(&self) -> bool {

@@ -66,11 +66,7 @@ where
     ebpf.take_map(name)
         .ok_or(EbpfError::Missing { kind: "map", name })?
         .try_into()
-        .map_err(|source| EbpfError::Map {
-            operation: "open",
-            map: name,
-            source,
-        })
+        .map_err(EbpfError::map("open", name))
 }
 
 /// A map that stays with the object.

@@ -12,7 +12,7 @@ use katamaran_common::packet::Address;
 
 use crate::session_id::SessionId;
 
-use super::attach::{AttachMode, AttachPreference, Attachments, Direction};
+use super::attach::{AttachMode, Attachments, Hook};
 use super::bpffs::{PinDirectory, Role};
 use super::counters::CounterMaps;
 use super::drops::{DropMap, PacketDrop};
@@ -20,31 +20,6 @@ use super::error::EbpfError;
 use super::object;
 use super::tunnel::map_key;
 use super::witness::{Witness, WitnessMissing};
-
-/// A TC program and where it goes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Hook {
-    program: &'static str,
-    ifindex: u32,
-    direction: Direction,
-    preference: AttachPreference,
-}
-
-impl Hook {
-    pub(super) fn new(
-        program: &'static str,
-        ifindex: u32,
-        direction: Direction,
-        preference: AttachPreference,
-    ) -> Self {
-        Self {
-            program,
-            ifindex,
-            direction,
-            preference,
-        }
-    }
-}
 
 /// Programs in the kernel, attached and pinned.
 pub(super) struct Plane {
@@ -172,31 +147,16 @@ fn attach_hooks(
                 })?;
             loaded.push(program);
         }
-        let Hook {
-            ifindex,
-            direction,
-            preference,
-            ..
-        } = *hook;
-        attachments.classifier(ebpf, program, ifindex, direction, preference, pins.path())?;
+        attachments.classifier(ebpf, hook, pins.path())?;
     }
     Ok(())
 }
 
 fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
     let map = names::MAP_CONFIG;
-    let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?).map_err(|source| {
-        EbpfError::Map {
-            operation: "open",
-            map,
-            source,
-        }
-    })?;
-    slot.set(0, config, 0).map_err(|source| EbpfError::Map {
-        operation: "write",
-        map,
-        source,
-    })
+    let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?)
+        .map_err(EbpfError::map("open", map))?;
+    slot.set(0, config, 0).map_err(EbpfError::map("write", map))
 }
 
 fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfError> {
@@ -208,21 +168,11 @@ fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfErro
         });
     }
     let map = names::MAP_ADDRESSES;
-    let mut keys =
-        HashMap::<_, Address, u32>::try_from(object::map_mut(ebpf, map)?).map_err(|source| {
-            EbpfError::Map {
-                operation: "open",
-                map,
-                source,
-            }
-        })?;
+    let mut keys = HashMap::<_, Address, u32>::try_from(object::map_mut(ebpf, map)?)
+        .map_err(EbpfError::map("open", map))?;
     for address in addresses {
         keys.insert(map_key(*address), 1, 0)
-            .map_err(|source| EbpfError::Map {
-                operation: "write",
-                map,
-                source,
-            })?;
+            .map_err(EbpfError::map("write", map))?;
     }
     Ok(())
 }

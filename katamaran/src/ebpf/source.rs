@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::session_id::SessionId;
 
-use super::attach::{AttachMode, AttachPreference, Direction};
+use super::attach::{AttachMode, AttachPreference, Direction, Hook};
 use super::bpffs::Role;
 use super::copies::{CopiedFrame, CopyMap};
 use super::counters::SourceCounters;
@@ -18,7 +18,7 @@ use super::device;
 use super::drops::PacketDrop;
 use super::error::EbpfError;
 use super::object::{self, Slot};
-use super::plane::{Hook, Plane};
+use super::plane::Plane;
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
 
@@ -125,7 +125,7 @@ impl SourceDataplane {
             spec.hook_ifindex,
             Direction::Egress,
             spec.attach,
-        )];
+        )?];
         let prepare = |ebpf: &mut aya::Ebpf| {
             let mut mode: Slot<u32> = object::map(ebpf, names::MAP_MODE)?;
             write(&mut mode, names::MAP_MODE, Mode::Count as u32)?;
@@ -323,11 +323,7 @@ fn warm_neighbours(local: &[IpAddr], remote: &[IpAddr]) {
 }
 
 fn write(slot: &mut Slot<u32>, map: &'static str, value: u32) -> Result<(), EbpfError> {
-    slot.set(0, value, 0).map_err(|source| EbpfError::Map {
-        operation: "write",
-        map,
-        source,
-    })
+    slot.set(0, value, 0).map_err(EbpfError::map("write", map))
 }
 
 fn monotonic_ns() -> u64 {

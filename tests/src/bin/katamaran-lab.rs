@@ -85,7 +85,7 @@ enum Command {
     /// Migrate again and again under load, and print a table
     Soak {
         /// Migrations per QEMU version
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
         /// QEMU version: 7.2, 10.0 or both
         #[arg(long, default_value = "both", value_parser = parse_qemus)]

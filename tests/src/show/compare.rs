@@ -22,7 +22,7 @@ pub(super) fn compare(screen: &Screen, scene: &Scene, katamaran: &MigrationRun) 
     let plain = scene.by_plain_means(Baseline::Plain);
     screen.step(
         "compare",
-        "the same, redirected through a tunnel once the VM has stopped",
+        "the same, with a tunnel to B once the VM has stopped",
     )?;
     let after_stop = scene.by_plain_means(Baseline::AfterStop);
     let mut table = Table::new(&[
@@ -30,10 +30,10 @@ pub(super) fn compare(screen: &Screen, scene: &Scene, katamaran: &MigrationRun) 
         "lost",
         "dup",
         "reord",
-        "gap ms",
-        "(calm)",
-        "downtime ms",
-        "TCP stall ms",
+        "gap",
+        "calm gap",
+        "downtime",
+        "TCP stall",
         "verdict",
     ]);
     for (name, run) in [("plain QEMU", &plain), ("after STOP", &after_stop)] {
@@ -52,8 +52,8 @@ pub(super) fn compare(screen: &Screen, scene: &Scene, katamaran: &MigrationRun) 
         "
   plain QEMU  `migrate` with downtime-limit {PLAIN_DOWNTIME_LIMIT_MS}; the route is moved at RESUME
   after STOP  the same, and a tunnel to the new node when STOP is seen
-  gap         longest wait for an answer within 1 s of the STOP; calm: the
-              same in 2 s of traffic before the migration"
+  gap         ms: the client's longest wait for an answer within 1 s of the STOP;
+              calm: the same in 2 s of traffic before the migration"
     ))
 }
 

@@ -152,7 +152,7 @@ fn account(run: &MigrationRun, gaps: Option<Gaps>) -> String {
     }
     for tcp in run.client.tcp() {
         let state = match &tcp.broken {
-            None if tcp.intact => "every byte right".to_owned(),
+            None if tcp.intact => "all right".to_owned(),
             None => format!("{} bytes WRONG", tcp.wrong_bytes),
             Some(reason) => format!("BROKEN: {reason}"),
         };
