@@ -55,6 +55,9 @@ pub const REQUEST: Duration = Duration::from_secs(10);
 /// From the VM's stop until the destination has loaded it: what RAM remained, at the user's pace.
 pub const SWITCHOVER: Duration = Duration::from_secs(30);
 
+/// For the other node to say why the stream of RAM has ended.
+pub const CAUSE: Duration = Duration::from_millis(500);
+
 /// COMMIT to its answer: the destination runs the VM in between. Longer than [`QMP_RUN_STATE`] twice,
 /// which is what the destination allows itself.
 pub const COMMIT: Duration = Duration::from_secs(25);

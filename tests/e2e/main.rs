@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod cancel;
+mod failure;
 mod ledger;
 mod perfect;
+mod refusal;
 mod rules;
 mod support;
 mod tcx;

@@ -235,7 +235,8 @@ impl Report {
             Outcome::Interrupted => 130,
             Outcome::Undecided => 4,
             Outcome::Migrated if require_zero_drop && self.verdict != Verdict::Proven => 3,
-            Outcome::Migrated | Outcome::Failed if self.left_behind().next().is_some() => 5,
+            // A migration that failed is not done, whatever is left: its status says that the VM is on the source.
+            Outcome::Migrated if self.left_behind().next().is_some() => 5,
             Outcome::Migrated => 0,
             Outcome::Failed => 1,
         }

@@ -137,6 +137,7 @@ impl Lab {
         let spec = GuestSpec {
             qemu: self.config.qemu,
             memory_mib: self.config.memory_mib,
+            mac: GUEST_MAC.to_owned(),
             mtu: self.config.tap_mtu,
             dirty: self.config.dirty,
             drives: drives.iter().map(|path| path.to_path_buf()).collect(),

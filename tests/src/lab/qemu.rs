@@ -11,7 +11,7 @@ use super::image::{GuestImage, cache_dir};
 use super::netns::Netns;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::topology::{GUEST_MAC, GUEST_V4, GUEST_V6, TAP};
+use super::topology::{GUEST_V4, GUEST_V6, TAP};
 
 const QMP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -89,6 +89,8 @@ pub struct GuestSpec {
     pub qemu: QemuVersion,
     /// MiB of RAM.
     pub memory_mib: u32,
+    /// Its Ethernet address.
+    pub mac: String,
     /// MTU of the guest's device.
     pub mtu: u32,
     /// Memory load from the start: MB/s over MiB.
@@ -170,7 +172,8 @@ impl Guest {
                 &format!("tap,id=net0,ifname={TAP},script=no,downscript=no,vhost=off"),
                 "-device",
                 &format!(
-                    "virtio-net-pci,id=nic0,netdev=net0,mac={GUEST_MAC},rx_queue_size=1024,romfile="
+                    "virtio-net-pci,id=nic0,netdev=net0,mac={},rx_queue_size=1024,romfile=",
+                    spec.mac
                 ),
             ])
             .args(&spec.extra_args);

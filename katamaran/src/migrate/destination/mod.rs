@@ -44,6 +44,10 @@ pub async fn run(
                  source with `cont`. Never do both"
             ));
         }
+        Ok(End::Refused { reason }) => {
+            report.outcome = Outcome::Refused;
+            report.error = Some(reason);
+        }
         Ok(End::GivenUp { reason }) => {
             report.outcome = if stop.is_cancelled() {
                 Outcome::Interrupted

@@ -45,6 +45,8 @@ pub(crate) enum End {
     Migrated,
     /// COMMIT came, and the VM could not be run.
     Undecided { reason: String },
+    /// It can't run here; nothing was changed.
+    Refused { reason: String },
     /// It does not run here, and never did.
     GivenUp { reason: String },
 }
@@ -67,6 +69,8 @@ struct Session<'a> {
     /// Keeps the tap and its ring alive while held packets are given back.
     held: Option<TapQueues>,
     reason: Option<String>,
+    /// We found ourselves that it can't work, before anything was changed.
+    refused: bool,
 }
 
 /// Serves one source to the end, and undoes everything that was set up.
@@ -101,6 +105,7 @@ pub(crate) async fn serve(
         qemu_gone: false,
         held: None,
         reason: None,
+        refused: false,
     };
     session.progress.begin("prepare");
     session.attend(&mut requests, &mut connection, stop).await;
@@ -166,6 +171,7 @@ impl Session<'_> {
         let reply = result.map_err(|error| {
             tracing::error!(error = chain(&error), "refused");
             self.reason.get_or_insert_with(|| chain(&error));
+            self.refused |= next <= Stage::Prepared;
             Fault::new(FaultCode::Failed, chain(&error))
         });
         let sent = self.server.reply(id, reply);
@@ -446,8 +452,11 @@ impl Session<'_> {
         self.held = None;
         self.clean_up().await;
         self.server.close().await;
-        End::GivenUp {
-            reason: self.reason.unwrap_or_else(|| "the source left".to_owned()),
+        let reason = self.reason.unwrap_or_else(|| "the source left".to_owned());
+        if self.refused {
+            End::Refused { reason }
+        } else {
+            End::GivenUp { reason }
         }
     }
 

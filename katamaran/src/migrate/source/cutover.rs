@@ -20,7 +20,7 @@ use crate::relay::{Pace, RelayStatus};
 use super::Run;
 use super::arm::Armed;
 use super::finish::{Committed, Running};
-use super::peer::bad_news;
+use super::peer::{bad_news, cause_of};
 use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
 
@@ -86,7 +86,9 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     };
     run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
     ready.governor.set(Pace::Full);
-    wait_until_loaded(&mut ready.armed, run, &ready.relay).await?;
+    if let Err(error) = wait_until_loaded(&mut ready.armed, run, &ready.relay).await {
+        return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
+    }
     run.report.cutover.loaded_ms = Some(ms_since(moments.flip));
     Ok(Paused {
         armed: ready.armed,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::control::{Client, ControlError};
-use crate::migrate::error::{Doing as _, MigrateError};
+use crate::control::{Client, ControlError, Notices};
+use crate::deadline;
+use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request};
 
 /// The control connection. Cheap to clone: undo steps hold one too.
@@ -34,6 +35,39 @@ impl Peer {
 
     pub(crate) fn client(&self) -> &Client<MigrationProtocol> {
         &self.client
+    }
+}
+
+/// When the other node or its QEMU dies, the stream of RAM breaks at several places at once, and any of
+/// them may be the first to notice. The other node knows why, or is gone itself: it has a moment to tell.
+pub(crate) async fn cause_of(
+    notices: &mut Notices<MigrationProtocol>,
+    symptom: MigrateError,
+) -> MigrateError {
+    if !matches!(
+        symptom,
+        MigrateError::Relay { .. } | MigrateError::MigrationEnded { .. }
+    ) {
+        return symptom;
+    }
+    let told = tokio::time::timeout(deadline::CAUSE, async {
+        loop {
+            match notices.next().await.doing("hear from the destination") {
+                Ok(notice) => {
+                    if let Some(cause) = bad_news(notice) {
+                        return cause;
+                    }
+                }
+                Err(lost) => return lost,
+            }
+        }
+    });
+    match told.await {
+        Ok(cause) => {
+            tracing::warn!(symptom = chain(&symptom), "the stream of RAM broke");
+            cause
+        }
+        Err(_silent) => symptom,
     }
 }
 

@@ -23,7 +23,7 @@ use crate::migrate::report::Role;
 
 use super::Run;
 use super::arm::Armed;
-use super::peer::bad_news;
+use super::peer::{bad_news, cause_of};
 use super::recover::GiveBack;
 
 /// QEMU's guard: it may switch over by itself only when this much would be left to do.
@@ -198,7 +198,9 @@ async fn converge(
             .await
             .doing("ask how far the RAM copy is")?;
         observe_tap(&armed);
-        check_status(&info)?;
+        if let Err(error) = check_status(&info) {
+            return Err(cause_of(&mut armed.prepared.notices, error).await);
+        }
         let now = reading(&info, began);
         let decision = controller.observe(now);
         note_ram(run, &controller, now, total(&info));
@@ -224,7 +226,9 @@ async fn converge(
                     (Pace::Rate(rate), RelayPace::Rate(limit)) => RelayPace::Rate(rate.min(limit)),
                     (Pace::Rate(rate), _) => RelayPace::Rate(rate),
                 });
-                wait(&mut armed, run, &relay, poll).await?;
+                if let Err(error) = wait(&mut armed, run, &relay, poll).await {
+                    return Err(cause_of(&mut armed.prepared.notices, error).await);
+                }
             }
         }
         if controller.is_stalled() && !told_stalled {

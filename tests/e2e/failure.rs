@@ -1,0 +1,112 @@
+//! What the VM depends on dies during the copy: it goes on where it is, and the message says what failed.
+
+use katamaran_tests::lab::Node;
+use katamaran_tests::run::{
+    Ended, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
+};
+use serde_json::Value;
+
+use crate::support::{both, report, require};
+
+fn stage() -> Stage {
+    Stage::set(StageOptions {
+        traffic: TrafficSpec {
+            pps_v4: 500,
+            pps_v6: 200,
+            tcp_v4: Some(100_000),
+            ..TrafficSpec::default()
+        },
+        ..StageOptions::default()
+    })
+    .unwrap()
+}
+
+/// Begins a migration whose copy takes some seconds, and looks until it is on its way.
+fn copying(stage: &mut Stage) -> Migration<'_> {
+    let options = MigrationOptions {
+        source_args: vec!["--max-bandwidth=25M".to_owned()],
+        ..MigrationOptions::default()
+    };
+    let mut migration = Migration::begin(stage, &options).unwrap();
+    migration
+        .look_until_logged(Role::Source, "RAM: pass 1")
+        .unwrap();
+    migration
+}
+
+/// What a killed destination has left outside of the lab's namespaces.
+fn remove_what_the_dead_left(session: &str) {
+    for dir in [
+        format!("/sys/fs/bpf/katamaran/{session}"),
+        format!("/run/katamaran/{session}-destination"),
+    ] {
+        std::fs::remove_dir_all(dir).ok();
+    }
+}
+
+/// The source gave up with exit 1 and named each of `words`; the VM runs on A and nothing was lost.
+#[track_caller]
+fn assert_went_on(mut stage: Stage, ended: &Ended, words: &[&str]) {
+    assert_eq!(ended.source.status, Some(1), "{}", both(ended));
+    let told = report(&ended.source);
+    assert_eq!(told["outcome"], "failed", "{}", both(ended));
+    let error = told["error"].as_str().unwrap();
+    for word in words.iter().chain(&["runs on the source"]) {
+        assert!(error.contains(word), "{word:?} is not in {error:?}");
+        assert!(ended.source.stdout.contains(word), "{}", both(ended));
+    }
+    let status = stage.qmp_a.command("query-status", Value::Null).unwrap();
+    assert_eq!(status["running"], true, "{}", both(ended));
+    let (client, silence) = stage.finish_traffic().unwrap();
+    assert_eq!(silence, None, "{}", both(ended));
+    assert!(client.is_perfect(), "{client:?}\n{}", both(ended));
+}
+
+#[test]
+fn the_vm_goes_on_when_the_destinations_qemu_is_killed_during_the_copy() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let migration = copying(&mut stage);
+    migration.stage.guest_b.process().kill();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.dest.status, Some(1), "{}", both(&ended));
+    assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+    assert_went_on(stage, &ended, &["destination's QEMU"]);
+}
+
+#[test]
+fn the_vm_goes_on_when_the_destinations_katamaran_is_killed_during_the_copy() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let mut migration = copying(&mut stage);
+    migration.dest.process().kill();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.dest.status, None, "{}", both(&ended));
+    // Nobody was left to clean up on B.
+    let b = stage.lab.network().node(Node::B).name().to_owned();
+    let mut leaks = ended.leaks.clone();
+    leaks.retain(|leak| {
+        !leak.contains(&b) && !leak.contains("/sys/fs/bpf") && !leak.contains("-dest")
+    });
+    assert_eq!(leaks, Vec::<String>::new(), "{}", both(&ended));
+    let session = report(&ended.source)["session"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_went_on(stage, &ended, &["session", "destination"]);
+    remove_what_the_dead_left(&session);
+}
+
+#[test]
+fn the_vm_goes_on_when_the_network_between_the_nodes_goes_silent_during_the_copy() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let migration = copying(&mut stage);
+    let lab = &migration.stage.lab;
+    lab.drop_in_fabric("tcp dport 7482").unwrap();
+    lab.drop_in_fabric("tcp sport 7482").unwrap();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.dest.status, Some(1), "{}", both(&ended));
+    assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+    assert_went_on(stage, &ended, &["session"]);
+}
