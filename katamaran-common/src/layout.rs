@@ -29,10 +29,10 @@ pub mod encap {
 /// The largest number of addresses a VM may have.
 pub const MAX_ADDRESSES: u32 = 64;
 /// Slots of the copy ring.
-pub const COPY_SLOTS: u32 = 64;
+pub const COPY_SLOTS: u32 = 1024;
 /// The largest part of a frame that is copied.
 pub const COPY_BYTES: usize = 2048;
-/// Distinct (reason, location, device) triples that are told apart.
+/// Distinct keys that are told apart.
 pub const MAX_DROP_KEYS: u32 = 512;
 
 /// Everything the programs need to know, written before they are attached.
@@ -157,6 +157,10 @@ pub struct DropKey {
     pub reason: u32,
     /// The packet's device.
     pub ifindex: u32,
+    /// 1: the packet was V's inside our tunnel's outer header.
+    pub tunnelled: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// One frame of the copy ring.
@@ -182,7 +186,7 @@ const _: () = assert!(size_of::<Config>() == 11 * 4 + 12 + 4 * 16 + 4 + 48);
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<Sequence>() == 40);
-const _: () = assert!(size_of::<DropKey>() == 16);
+const _: () = assert!(size_of::<DropKey>() == 24);
 const _: () = assert!(size_of::<CopySlot>() == 24 + COPY_BYTES);
 
 #[cfg(feature = "user")]

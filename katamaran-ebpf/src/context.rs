@@ -4,9 +4,9 @@ use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_tunnel_key};
 use aya_ebpf::helpers::generated::{
-    bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes,
+    bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
 };
 use aya_ebpf::programs::TcContext;
 use katamaran_common::packet::{PacketRead, Step};
@@ -117,6 +117,19 @@ impl Skb {
     pub(crate) fn redirect(&self, ifindex: u32) -> i32 {
         // SAFETY: takes no pointers.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Takes the kernel's route off the packet. A tunnel device whose path is too narrow for a packet would
+    /// note that as the path MTU of its route (`skb_tunnel_check_pmtu()`, net/ipv4/ip_tunnel_core.c), and full
+    /// packets to V would no longer be forwarded. The helper puts an empty tunnel description in its
+    /// place, which a device with a fixed remote end does not look at.
+    #[inline(always)]
+    pub(crate) fn forget_route(&self) {
+        // SAFETY: all fields are integers.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        let size = size_of::<bpf_tunnel_key>() as u32;
+        // SAFETY: a key of this size.
+        unsafe { bpf_skb_set_tunnel_key(self.context.skb.skb, &mut key, size, 0) };
     }
 
     /// In again at a device, as if it had just arrived there.

@@ -106,7 +106,10 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
             maps::count(Counter::TooBig, &count);
             return pass_counted(skb, &count);
         }
-        Fit::Device { ifindex } => skb.redirect(ifindex),
+        Fit::Device { ifindex } => {
+            skb.forget_route();
+            skb.redirect(ifindex)
+        }
         Fit::AsIs | Fit::Smaller { .. } => {
             let keep_size = !matches!(fit, Fit::Smaller { .. });
             if encapsulate(skb, config, ip, segments, gso_size != 0, keep_size).is_none() {

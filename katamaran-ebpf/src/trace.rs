@@ -51,16 +51,19 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
         return None;
     }
     let (ip, bytes) = skb.ip(offsets)?;
-    let inner = if maps::is_address(&ip.destination) {
-        ip
-    } else {
+    let in_tunnel = !maps::is_address(&ip.destination);
+    let inner = if in_tunnel {
         tunnelled(config, &ip, &bytes).filter(|inner| maps::is_address(&inner.destination))?
+    } else {
+        ip
     };
     let l4 = parse_l4(&bytes, &inner);
     let key = DropKey {
         location,
         reason,
         ifindex: device.ifindex,
+        tunnelled: u32::from(in_tunnel),
+        _pad: 0,
     };
     maps::count_drop(&key, u64::from(segments(&skb, config, &l4)));
     Some(())

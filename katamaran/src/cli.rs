@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What the exit status tells a script; shown by `--help`.
 const EXIT_STATUS: &str = "\
@@ -48,25 +48,25 @@ pub struct MigrateArgs {
     /// QMP socket of the VM's QEMU on this node
     #[arg(long, value_name = "PATH")]
     pub qmp: Option<PathBuf>,
-    /// Address(es) of the destination on the node network, one per family of the VM [source]
+    /// Address(es) of the destination on the node network, one per family of the VM (source)
     #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
     pub dest_ip: Vec<String>,
-    /// Address(es) of the VM, IPv4 and/or IPv6 [source]
+    /// Address(es) of the VM, IPv4 and/or IPv6 (source)
     #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
     pub vm_ip: Vec<String>,
     /// The destination's one listening port
     #[arg(long, value_name = "N", default_value_t = 7482)]
     pub port: u16,
-    /// Address to listen on [dest; default: all]
+    /// Address to listen on (dest; default: all)
     #[arg(long, value_name = "IP")]
     pub listen: Option<String>,
-    /// The VM's tap device [default: found through QEMU]
+    /// The VM's tap device (default: found through QEMU)
     #[arg(long, value_name = "DEV")]
     pub tap: Option<String>,
-    /// Network namespace of the tap [default: QEMU's]
+    /// Network namespace of the tap (default: QEMU's)
     #[arg(long, value_name = "PATH")]
     pub tap_netns: Option<PathBuf>,
-    /// Where to hook the redirect [source; default: the device that the route to the VM resolves to]
+    /// Where to hook the redirect (source; default: the device that the route to the VM resolves to)
     #[arg(long, value_name = "DEV")]
     pub redirect_dev: Option<String>,
     /// Both nodes open the same volume: do not mirror disks
@@ -83,25 +83,25 @@ pub struct MigrateArgs {
     /// How packets travel from source to destination (ipip: IPIP for v4, IP6IP6 for v6)
     #[arg(long, value_name = "auto|ipip|gre|vxlan|none", default_value = "auto")]
     pub tunnel_mode: String,
-    /// The longest pause of the VM that is accepted, in milliseconds [source]
+    /// The longest pause of the VM that is accepted, in milliseconds (source)
     #[arg(long, value_name = "MS", default_value_t = 50)]
     pub downtime: u64,
-    /// Give up when the RAM copy has not converged after this many seconds [source]
+    /// Give up when the RAM copy has not converged after this many seconds (source)
     #[arg(long, value_name = "S", default_value_t = 3600)]
     pub migration_timeout: u64,
-    /// Let QEMU slow the guest down when its memory changes faster than it can be copied [source]
+    /// Let QEMU slow the guest down when its memory changes faster than it can be copied (source)
     #[arg(long)]
     pub auto_converge: bool,
-    /// Number of multifd channels for RAM, 0 for one plain stream [source]
+    /// Number of multifd channels for RAM, 0 for one plain stream (source)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub multifd_channels: u8,
-    /// Limit of the RAM copy, e.g. 500M (bytes per second) [source; default: none]
+    /// Limit of the RAM copy, e.g. 500M (bytes per second) (source; default: none)
     #[arg(long, value_name = "BYTES/S")]
     pub max_bandwidth: Option<String>,
-    /// Longest wait, in seconds, for the network to send the VM's packets to the destination by itself [source]
+    /// Longest wait, in seconds, for the network to send the VM's packets to the destination by itself (source)
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub cni_convergence_delay: u64,
-    /// What becomes of the stopped VM on the source once the destination runs it [source]
+    /// What becomes of the stopped VM on the source once the destination runs it (source)
     #[arg(long, value_name = "quit|keep", value_enum, default_value_t = SourceVm::Quit)]
     pub source_vm: SourceVm,
     /// Write the JSON report here
@@ -151,30 +151,30 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     Cli::try_parse_from(with_two_dashes(args))
 }
 
-/// Turns `-name` and `-name=value` into `--name...` where `name` is a long flag of ours.
+/// Turns `-name` and `-name=value` into `--name...`. All our short flags are one letter, so an unknown
+/// long flag with one dash is told by its full name, too. What follows `--` stays as it is.
 fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let command = Cli::command();
-    let known = |name: &str| {
-        matches!(name, "help" | "version")
-            || command.get_arguments().any(|a| a.get_long() == Some(name))
-    };
+    let mut flags_end = false;
     args.into_iter()
-        .map(|arg| match arg.to_str() {
-            Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => {
-                let name = text[1..].split('=').next().unwrap_or_default();
-                if known(name) {
-                    format!("-{text}").into()
-                } else {
-                    arg
-                }
+        .map(|arg| {
+            flags_end |= arg == "--";
+            match arg.to_str().and_then(|text| text.strip_prefix('-')) {
+                Some(name) if !flags_end && is_long(name) => format!("--{name}").into(),
+                _ => arg,
             }
-            _ => arg,
         })
         .collect()
 }
 
+/// Not one letter, not `-name` (two dashes already), not a negative number.
+fn is_long(name: &str) -> bool {
+    name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -199,6 +199,21 @@ mod tests {
         assert_eq!(cli.migrate.mode.as_deref(), Some("source"));
         assert_eq!(cli.migrate.dest_ip, ["10.0.0.2"]);
         assert!(cli.migrate.shared_storage);
+    }
+
+    #[test]
+    fn an_unknown_flag_with_one_dash_is_told_by_its_full_name() {
+        let error = parsed(&["katamaran", "-no-such"]).unwrap_err();
+        assert!(error.to_string().contains("--no-such"), "{error}");
+    }
+
+    #[test]
+    fn what_follows_two_dashes_alone_is_no_flag() {
+        let cli = parsed(&["katamaran", "report", "--", "-my-report"]).unwrap();
+        let Some(Command::Report { file }) = cli.command else {
+            panic!("not a report")
+        };
+        assert_eq!(file, PathBuf::from("-my-report"));
     }
 
     #[test]

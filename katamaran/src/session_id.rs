@@ -63,7 +63,7 @@ impl FromStr for SessionId {
         }
         u64::from_str_radix(text, 16)
             .map(Self)
-            .or_else(|_| Err(InvalidSessionId(text.to_owned())))
+            .map_err(|_not_hexadecimal| InvalidSessionId(text.to_owned()))
     }
 }
 

@@ -150,6 +150,7 @@ fn packets_that_a_filter_drops_are_counted_as_lost() {
     let mark = Some(Mark {
         every: 10,
         dscp: 0x2e,
+        at_once: true,
     });
     let load = UdpLoad {
         mark,
@@ -188,7 +189,7 @@ fn the_leak_checker_finds_what_was_planted_and_nothing_else() {
     for planted in [
         "link ktmleft",
         "route 10.9.9.9",
-        "txqlen 7777",
+        "txqueuelen tap0 7777",
         "neighbour 10.0.0.2",
         "clsact",
     ] {

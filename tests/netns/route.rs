@@ -105,6 +105,21 @@ async fn neighbours_are_looked_up_one_by_one() {
 }
 
 #[tokio::test]
+async fn an_introduced_neighbour_need_not_be_asked_for() {
+    require_root!();
+    let (a, _b) = node();
+    let netlink = a.netlink();
+    let left = netlink.link_by_name("left").await.unwrap().index;
+    for (address, mac) in [("10.1.0.7", 7), ("fd00:1::7", 8), ("10.1.0.7", 9)] {
+        let mac = MacAddr([2, 0, 0, 0, 0, mac]);
+        netlink.introduce(left, ip(address), mac).await.unwrap();
+        let entry = netlink.neighbour(left, ip(address)).await.unwrap().unwrap();
+        assert_eq!(entry.mac, Some(mac), "a newer introduction replaces");
+        assert!(entry.is_resolved());
+    }
+}
+
+#[tokio::test]
 async fn a_routed_vm_is_behind_the_routes_device() {
     require_root!();
     let (a, _b) = pair("cali1", "right", 1500);

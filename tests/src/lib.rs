@@ -6,6 +6,7 @@
 //! | [`lab`] | namespaces, guests, processes; everything is gone when the [`lab::Lab`] is dropped |
 //! | [`traffic`] | UDP and TCP through the guest's echo, with a full account of every packet |
 //! | [`run`] | whole migrations with traffic on: by katamaran, and by what it is compared with |
+//! | [`show`] | what people look at: demo, comparison, soak |
 //! | [`leak`] | what kernel objects there are, before and after |
 //! | [`need`] | what a test needs of the machine, and how it is skipped |
 
@@ -13,4 +14,5 @@ pub mod lab;
 pub mod leak;
 pub mod need;
 pub mod run;
+pub mod show;
 pub mod traffic;

@@ -10,6 +10,8 @@ use crate::lab::{GuestImage, cache_dir};
 pub enum Need {
     /// User id 0, with all capabilities.
     Root,
+    /// A katamaran with the eBPF programs in it.
+    Bpf,
     /// What `scripts/setup.sh lab` installs: both QEMUs and a guest kernel.
     Lab,
 }
@@ -18,7 +20,8 @@ impl Need {
     fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
-            Self::Lab => "lab",
+            Self::Bpf => "bpf",
+            Self::Lab => "qemu",
         }
     }
 
@@ -27,6 +30,9 @@ impl Need {
         match self {
             Self::Root if nix::unistd::geteuid().is_root() => None,
             Self::Root => Some("not root".to_owned()),
+            Self::Bpf => katamaran::ebpf::object_state()
+                .err()
+                .map(|err| err.to_string()),
             Self::Lab if !cache_dir().join("qemu-10.0/.complete").exists() => {
                 Some("no QEMU 10.0: run scripts/setup.sh lab".to_owned())
             }

@@ -7,7 +7,7 @@ use crate::steps::{Steps, cargo};
 use crate::{build_ebpf, tidy};
 
 /// What the machine that runs the whole suite must be able to do: a skip there is a failure.
-const REQUIRED: &str = "root,bpf,qemu";
+const REQUIRED: &str = "root,bpf,qemu,lab";
 
 /// The part that needs neither root nor QEMU nor an eBPF toolchain.
 pub(crate) fn smoke(root: &Path) -> ExitCode {
@@ -30,30 +30,44 @@ pub(crate) fn all(root: &Path) -> ExitCode {
     );
     unprivileged_tests(root, &mut steps);
     steps.command(
-        "build katamaran",
-        cargo(root).args(["build", "--release", "--workspace"]),
+        "build katamaran and the lab",
+        cargo(root).args([
+            "build",
+            "--release",
+            "-p",
+            "katamaran",
+            "-p",
+            "katamaran-tests",
+            "--bins",
+        ]),
     );
     for (name, test) in [
         ("the node's network (real kernel)", "netns"),
         ("the data path (real kernel)", "dataplane"),
+        ("the lab itself (real QEMU)", "lab"),
         ("migrations (real QEMU)", "e2e"),
     ] {
-        steps.command(
-            name,
-            cargo(root)
-                .args([
-                    "test",
-                    "--release",
-                    "-p",
-                    "katamaran-tests",
-                    "--test",
-                    test,
-                    "--",
-                    "--test-threads=1",
-                ])
-                .env("KATAMARAN_REQUIRE", REQUIRED),
-        );
+        let mut command = cargo(root);
+        command.args(["test", "--release", "-p", "katamaran-tests", "--test", test]);
+        command
+            .args(["--", "--test-threads=1"])
+            .env("KATAMARAN_REQUIRE", REQUIRED);
+        steps.command(name, &mut command);
     }
+    let soak = [
+        "soak",
+        "--runs",
+        "2",
+        "--qemu",
+        "both",
+        "--interleave-plain",
+    ];
+    steps.command(
+        "migrations in a row, beside plain QEMU's",
+        Command::new(root.join("target/release/katamaran-lab"))
+            .args(soak)
+            .current_dir(root),
+    );
     steps.finish()
 }
 
@@ -69,7 +83,10 @@ fn static_checks(root: &Path, steps: &mut Steps) {
         "documentation",
         cargo(root)
             .args(["doc", "--no-deps", "--document-private-items"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            .env(
+                "RUSTDOCFLAGS",
+                "-D warnings -A rustdoc::private_intra_doc_links",
+            ),
     );
 }
 
@@ -85,6 +102,11 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
             "-p",
             "xtask",
         ]),
+    );
+    // The tests run the program as users do; cargo builds no programs of other packages for a test.
+    steps.command(
+        "build the command",
+        cargo(root).args(["build", "-p", "katamaran"]),
     );
     steps.command(
         "command line",

@@ -22,16 +22,24 @@ pub struct PacketDrop {
     pub location: u64,
     /// The packet's device (in the namespace of the hooks or of the tap).
     pub ifindex: u32,
+    /// Whether it still had, or already had, the outer header of the tunnel.
+    pub tunnelled: bool,
     /// How many packets on the wire.
     pub packets: u64,
 }
 
 impl PacketDrop {
-    /// Whether only a copy was lost: a packet socket (tcpdump, say) could not keep up. V's packet
-    /// itself went on.
+    /// Whether no packet of V's own was lost: only a copy (a packet socket, say tcpdump's, could not
+    /// keep up), or a piece of a packet whose own end is told elsewhere. A reassembled packet
+    /// carries its fragments along, and `skb_release_data()` (net/core/skbuff.c) frees them one by
+    /// one when the packet itself has been read.
     #[must_use]
-    pub fn is_copy(&self) -> bool {
+    pub fn is_no_loss(&self) -> bool {
         self.reason == "PACKET_SOCK_ERROR"
+            || self
+                .symbol
+                .as_deref()
+                .is_some_and(|s| s.starts_with("skb_release_data+"))
     }
 }
 
@@ -56,6 +64,7 @@ impl DropMap {
                 symbol: None,
                 location: key.location,
                 ifindex: key.ifindex,
+                tunnelled: key.tunnelled != 0,
                 packets,
             });
         }
@@ -98,6 +107,21 @@ mod tests {
         let symbols = "ffff1000 T first\nffff2000 t second [module]\nffff3000 T third\n";
         assert_eq!(nearest(symbols, 0xffff_2010).unwrap(), "second+0x10");
         assert_eq!(nearest(symbols, 0xff), None);
+    }
+
+    #[test]
+    fn pieces_and_copies_of_a_packet_are_no_loss() {
+        let drop = |reason: &str, symbol: &str| PacketDrop {
+            reason: reason.to_owned(),
+            symbol: Some(symbol.to_owned()),
+            location: 0,
+            ifindex: 1,
+            tunnelled: false,
+            packets: 1,
+        };
+        assert!(drop("NOT_SPECIFIED", "skb_release_data+0x163").is_no_loss());
+        assert!(drop("PACKET_SOCK_ERROR", "packet_rcv+0x1").is_no_loss());
+        assert!(!drop("NETFILTER_DROP", "nf_hook_slow+0x1").is_no_loss());
     }
 
     #[test]

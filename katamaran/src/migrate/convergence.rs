@@ -63,6 +63,7 @@ pub enum Decision {
 #[derive(Debug)]
 pub struct Controller {
     limit: Duration,
+    fixed_pause: Duration,
     bandwidth: f64,
     /// Bytes per second that the guest dirties, from the last sync.
     dirty_rate: f64,
@@ -81,6 +82,8 @@ impl Controller {
     pub fn new(limit: Duration) -> Self {
         Self {
             limit,
+            // A guess must not keep a faster machine from ever firing.
+            fixed_pause: FIXED_PAUSE.min(limit / 3),
             bandwidth: ASSUMED_BANDWIDTH,
             dirty_rate: 0.0,
             last: None,
@@ -96,7 +99,7 @@ impl Controller {
     /// The pause if the VM were stopped at this reading.
     #[must_use]
     pub fn predict(&self, reading: Reading) -> Duration {
-        FIXED_PAUSE
+        self.fixed_pause
             + Duration::from_secs_f64((self.pending(reading) / self.bandwidth).clamp(0.0, 3600.0))
     }
 

@@ -16,32 +16,32 @@ pub enum MigrateError {
     #[error("QEMU: {doing}")]
     Qmp {
         doing: &'static str,
-        source: QmpError,
+        source: Box<QmpError>,
     },
     #[error("network: {doing}")]
     Net {
         doing: &'static str,
-        source: NetError,
+        source: Box<NetError>,
     },
     #[error("data path: {doing}")]
     Ebpf {
         doing: &'static str,
-        source: EbpfError,
+        source: Box<EbpfError>,
     },
     #[error("session with the other node: {doing}")]
     Session {
         doing: &'static str,
-        source: ControlError,
+        source: Box<ControlError>,
     },
     #[error("find the VM's tap")]
-    Discover(#[from] DiscoverError),
+    Discover(#[source] Box<DiscoverError>),
     #[error("RAM relay: {doing}")]
     Relay {
         doing: &'static str,
-        source: RelayError,
+        source: Box<RelayError>,
     },
     #[error("connect to the destination: is `katamaran --mode dest` running there?")]
-    Connect(#[source] DialError),
+    Connect(#[source] Box<DialError>),
     #[error("make directory {}", path.display())]
     Directory {
         path: std::path::PathBuf,
@@ -85,23 +85,17 @@ pub enum MigrateError {
     },
     #[error("the VM is {0}, not running: only a running VM is migrated")]
     NotRunning(String),
+    #[error(
+        "somebody else stopped the VM (QEMU says {0}) while it was copied; it is left as it is"
+    )]
+    StoppedByOthers(String),
     #[error("interrupted")]
     Interrupted,
 }
 
-impl MigrateError {
-    /// Refused before anything was touched.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused { .. }
-                | Self::RefusedByPeer(_)
-                | Self::Connect(_)
-                | Self::Listen { .. }
-                | Self::Discover(_)
-                | Self::NotRunning(_)
-        )
+impl From<DiscoverError> for MigrateError {
+    fn from(source: DiscoverError) -> Self {
+        Self::Discover(Box::new(source))
     }
 }
 
@@ -125,30 +119,35 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, QmpError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Qmp { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Qmp { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, NetError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Net { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Net { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, EbpfError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Ebpf { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Ebpf { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, ControlError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Session { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Session { doing, source })
     }
 }
 
 impl<T> Doing<T> for Result<T, RelayError> {
     fn doing(self, doing: &'static str) -> Result<T, MigrateError> {
-        self.map_err(|source| MigrateError::Relay { doing, source })
+        self.map_err(Box::new)
+            .map_err(|source| MigrateError::Relay { doing, source })
     }
 }

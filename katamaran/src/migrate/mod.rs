@@ -1,7 +1,7 @@
 //! The migration itself: policy, on top of the leaves.
 //!
 //! [`source`] and [`destination`] are the two roles; what both need lies beside them. The decisions are
-//! pure functions ([`convergence`], [`ledger`], [`tap_account`]); everything that was set up is undone by
+//! pure functions ([`convergence`], [`reconcile`], [`tap_account`]); everything that was set up is undone by
 //! [`rollback`].
 
 pub mod convergence;
@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod message;
 mod node;
 pub mod progress;
+pub mod reconcile;
 pub mod report;
 pub mod rollback;
 pub mod source;

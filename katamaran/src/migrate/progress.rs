@@ -117,7 +117,7 @@ impl Progress {
         const MIB: f64 = 1048576.0;
         let done = p.total.saturating_sub(p.remaining);
         let detail = format!(
-            "pass {}, {:.0} MiB/s, guest dirties {:.1} MiB/s, pause now {:.0} ms (limit {} ms)",
+            "pass {}, {:.0} MiB/s, guest dirties {:.1} MiB/s, pause now {:.0} ms (limit {})",
             p.pass,
             p.bandwidth / MIB,
             p.dirty_rate / MIB,
@@ -137,9 +137,14 @@ impl Progress {
             }
             return;
         }
+        // QEMU does not know its RAM in the first moments.
+        if p.total == 0 {
+            return;
+        }
         let bar = self.ram.get_or_insert_with(|| {
+            // Two lines: one would not fit a terminal of 80 columns.
             let style = ProgressStyle::with_template(
-                "  RAM {wide_bar} {bytes}/{total_bytes}  {msg}  ETA {eta}",
+                "  RAM {wide_bar} {percent:>3} %  {bytes}/{total_bytes}  ETA {eta}\n      {msg}",
             )
             .unwrap_or_else(|_| ProgressStyle::default_bar());
             self.bars.add(ProgressBar::new(p.total).with_style(style))

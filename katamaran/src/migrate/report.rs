@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{
-    Count, DestinationLedger, DropRecord, Imbalance, Reconciled, Recovered, SourceLedger, Verdict,
+    Count, DestinationLedger, DropRecord, Imbalance, Recovered, SourceLedger, Verdict,
 };
 use super::message::{Buffer, Tunnel};
+use super::reconcile::Reconciled;
 use super::rollback::Undone;
 use crate::session_id::SessionId;
 
@@ -65,6 +66,8 @@ pub struct Ram {
 /// The moments of the cutover, each in milliseconds after the flip; `null` if it did not come to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cutover {
+    /// When the flip was, in microseconds since the epoch, by the source's clock.
+    pub flip_us: Option<i64>,
     /// Duration of the map write that flips the program, in microseconds.
     pub flip_write_us: Option<f64>,
     /// Map write to the first packet that the kernel redirected, in microseconds, by the kernel's
@@ -126,7 +129,11 @@ impl LedgerReport {
         Self {
             s1: source.s1,
             s2: source.s2,
-            s2_read: read(source.s2, source.tap),
+            s2_read: read(source.s2, source.tap).map(|read| {
+                read.saturating_sub(
+                    recovered.from_source_tap + recovered.swallowed + recovered.beyond_recovery,
+                )
+            }),
             s3: source.s3,
             d1: destination.d1,
             d2: destination.d2,
@@ -257,13 +264,18 @@ impl Report {
     /// # Errors
     /// The file cannot be read, or is not a report of this schema.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let report: Self = serde_json::from_slice(&std::fs::read(path)?)?;
-        if report.schema != SCHEMA {
+        // Another schema may have other fields: it is told by its number before anything else is read.
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let text = std::fs::read(path)?;
+        let Version { schema } = serde_json::from_slice(&text)?;
+        if schema != SCHEMA {
             return Err(io::Error::other(format!(
-                "report schema {} is not {SCHEMA}",
-                report.schema
+                "report schema {schema} is not {SCHEMA}"
             )));
         }
-        Ok(report)
+        Ok(serde_json::from_slice(&text)?)
     }
 }

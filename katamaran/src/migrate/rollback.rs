@@ -148,10 +148,9 @@ mod tests {
 
     use super::*;
 
-    fn recorder() -> (
-        Arc<Mutex<Vec<&'static str>>>,
-        impl Fn(&mut UndoStack, &'static str, bool),
-    ) {
+    type Log = Arc<Mutex<Vec<&'static str>>>;
+
+    fn recorder() -> (Log, impl Fn(&mut UndoStack, &'static str, bool)) {
         let log = Arc::new(Mutex::new(Vec::new()));
         let shared = log.clone();
         let push = move |stack: &mut UndoStack, name: &'static str, abort_only: bool| {

@@ -10,8 +10,7 @@ use super::report::{Outcome, Report, Role};
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = write_summary(&mut out, report);
+    write_summary(&mut out, report).expect("writing to a String can't fail");
     out
 }
 
@@ -76,7 +75,8 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
         );
         writeln!(
             out,
-            "  RAM       {total:.1} MiB, {sent:.1} MiB sent in {} passes at {:.0} MiB/s, guest dirties {:.1} MiB/s",
+            "  RAM       {total:.1} MiB, {sent:.1} MiB sent in {} passes at {:.0} MiB/s\n            \
+             guest dirties {:.1} MiB/s",
             ram.passes,
             ram.bandwidth / 1048576.0,
             ram.dirty_rate / 1048576.0,
@@ -88,13 +88,16 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
             .map_or("not told".into(), |q| format!("{q} ms"));
         let clock = match (r.clock_offset_us, r.clock_rtt_us) {
             (Some(offset), Some(rtt)) => {
-                format!(", clocks {offset:+.0} us apart, +-{:.0} us", rtt / 2.0)
+                format!(
+                    "\n            clocks {offset:+.0} us apart, +-{:.0} us",
+                    rtt / 2.0
+                )
             }
             _ => String::new(),
         };
         writeln!(
             out,
-            "  downtime  {ms:.1} ms, STOP to RESUME (QEMU's own figure: {qemu}{clock})"
+            "  downtime  {ms:.1} ms, STOP to RESUME (QEMU's own figure: {qemu}){clock}"
         )?;
     }
     if let Some(ms) = r.blackout_ms {
@@ -102,26 +105,33 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
     }
     let c = &r.cutover;
     if let Some(write) = c.flip_write_us {
-        let first = c
-            .first_redirect_us
-            .map_or("no packet was redirected".into(), |us| {
-                format!("first packet redirected {us:.1} us after it")
-            });
-        writeln!(out, "  flip      {write:.1} us map write, {first}")?;
+        let redirected = r.ledger.as_ref().and_then(|l| l.s3).map(|s3| s3.packets);
+        let first = match (c.first_redirect_us, redirected) {
+            (Some(us), _) => format!(", first packet redirected {us:.1} us after it"),
+            (None, Some(0)) => ", no packet was redirected".to_owned(),
+            // After an abort nobody has looked.
+            (None, _) => String::new(),
+        };
+        writeln!(out, "  flip      {write:.1} us map write{first}")?;
     }
     if let (Some(drained), Some(stopped)) = (c.drained_ms, c.stopped_ms) {
-        let more: String = [
+        // In the order in which they happen.
+        let more = [
             ("loaded", c.loaded_ms),
-            ("committed", c.committed_ms),
             ("released", c.released_ms),
+            ("committed", c.committed_ms),
         ]
         .iter()
-        .filter_map(|(name, at)| at.map(|at| format!(", {name} {at:.1}")))
-        .collect();
+        .filter_map(|(name, at)| at.map(|at| format!("{name} {at:.1}")))
+        .collect::<Vec<_>>()
+        .join(", ");
         writeln!(
             out,
-            "  after the flip (ms): drained {drained:.1}, stopped {stopped:.1}{more}"
+            "            then drained {drained:.1} ms, stopped {stopped:.1}"
         )?;
+        if !more.is_empty() {
+            writeln!(out, "            {more}")?;
+        }
     }
     if c.qemu_stopped_first {
         writeln!(
@@ -134,15 +144,15 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
             let tunnel = match tunnel {
                 Tunnel::Ip => "IPIP/IP6IP6, encapsulated by the eBPF program".to_owned(),
                 Tunnel::Vxlan { port } => format!("vxlan device, UDP port {port}"),
-                Tunnel::None => "none".to_owned(),
+                Tunnel::None => "no tunnel".to_owned(),
             };
             let buffer = match buffer {
-                Buffer::Plug { limit_bytes } => format!("sch_plug, {limit_bytes} bytes"),
+                Buffer::Plug { limit_bytes } => format!("sch_plug, up to {limit_bytes} bytes"),
                 Buffer::TapRing { slots } => {
-                    format!("tap ring, {slots} packets (this kernel has no sch_plug)")
+                    format!("the tap's ring, {slots} packets (this kernel: no sch_plug)")
                 }
             };
-            writeln!(out, "  path      tunnel: {tunnel}; held in: {buffer}")
+            writeln!(out, "  path      {tunnel}\n            held in {buffer}")
         }
         _ => Ok(()),
     }

@@ -72,6 +72,19 @@ impl TapAccount {
         })
     }
 
+    /// What [`TapAccount::left`] must come to until everything that was passed by now has left the tap.
+    #[must_use]
+    pub fn all_left_at(&self) -> Option<u64> {
+        let balance = self.balance()?;
+        Some(self.left()? + balance.unread + balance.not_enqueued)
+    }
+
+    /// skbs that have left the tap's ring (it is first in, first out), or found it full.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        self.last.map(|sample| sample.read + sample.dropped)
+    }
+
     /// Whether QEMU has read everything that was passed.
     #[must_use]
     pub fn is_drained(&self) -> bool {
@@ -149,6 +162,18 @@ mod tests {
         assert_eq!(account.balance().map(|b| b.unread), Some(3));
         account.observe(sample(4, 0, 0));
         assert!(account.is_drained());
+    }
+
+    #[test]
+    fn what_was_passed_by_now_has_left_while_more_comes() {
+        let mut account = TapAccount::default();
+        account.observe(sample(100, 10, 10));
+        account.observe(sample(100, 15, 16));
+        let target = account.all_left_at().unwrap();
+        account.observe(sample(105, 20, 20));
+        assert!(account.left().unwrap() < target);
+        account.observe(sample(106, 24, 24));
+        assert!(account.left().unwrap() >= target && !account.is_drained());
     }
 
     #[test]

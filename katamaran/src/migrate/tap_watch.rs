@@ -1,15 +1,10 @@
 //! Reads a tap's three counters, in the order that [`TapAccount`] asks for.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use super::error::chain;
 use super::ledger::TapBalance;
 use super::tap_account::{TapAccount, TapSample};
-use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
-
-/// How long a ring may take to become empty before it is left long.
-const EMPTY_WITHIN: Duration = Duration::from_secs(2);
+use crate::net::tap::TapCounters;
 
 /// What the hooks counted towards the tap: skbs and wire segments handed to its driver, wire
 /// segments passed by the TC hook. `None` where it cannot be read.
@@ -59,6 +54,14 @@ impl TapWatch {
         self.account.is_drained()
     }
 
+    pub(crate) fn all_left_at(&self) -> Option<u64> {
+        self.account.all_left_at()
+    }
+
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.account.left()
+    }
+
     pub(crate) fn balance(&self) -> Option<TapBalance> {
         self.account.balance()
     }
@@ -74,36 +77,4 @@ pub(crate) type SharedWatch = Arc<Mutex<TapWatch>>;
 /// Nothing under this lock can panic half-way, so a poisoned one is as good as any.
 pub(crate) fn lock(watch: &SharedWatch) -> MutexGuard<'_, TapWatch> {
     watch.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives a ring its old length back once it is empty; shrinking destroys what does not fit. Without
-/// counters nobody can tell, and the ring stays long, which is harmless.
-pub(crate) async fn restore_ring<H: HookCounts>(
-    raised: RaisedQueue,
-    watch: SharedWatch,
-    hooks: Option<H>,
-) -> Result<(), String> {
-    let Some(hooks) = hooks else {
-        raised.keep();
-        return Ok(());
-    };
-    let end = Instant::now() + EMPTY_WITHIN;
-    loop {
-        let unread = {
-            let mut watch = lock(&watch);
-            if !watch.observe(&hooks) {
-                break;
-            }
-            watch.balance().map(|b| b.unread)
-        };
-        if let Some(empty) = unread.and_then(RingEmpty::by_count) {
-            return raised.restore(empty).await.map_err(|e| chain(&e));
-        }
-        if Instant::now() >= end {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    raised.keep();
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -51,16 +52,7 @@ impl Netlink {
     /// The kernel refuses or does not answer. No entry is not an error.
     pub async fn neighbour(&self, device: u32, address: IpAddr) -> Result<Option<Neighbour>> {
         let operation = Operation::new("look up the neighbour", address);
-        let destination = match address {
-            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-        };
-        let mut query = NeighbourMessage::default();
-        query.header.family = family(address);
-        query.header.ifindex = device;
-        query
-            .attributes
-            .push(NeighbourAttribute::Destination(destination));
+        let query = entry(device, address);
         match self
             .get(&operation, RouteNetlinkMessage::GetNeighbour(query))
             .await
@@ -73,6 +65,27 @@ impl Netlink {
             Err(error) if error.already_gone() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Says where a neighbour is, as an entry that the kernel has not checked lately (STALE): packets
+    /// leave at once, and the kernel verifies it while they do. A neighbour that it has to ask for
+    /// first gets about a hundred packets queued, and all further ones dropped, until it answers.
+    ///
+    /// # Errors
+    /// The device is gone, has no neighbours, or is of another address family.
+    pub async fn introduce(&self, device: u32, address: IpAddr, at: MacAddr) -> Result<()> {
+        let operation = Operation::new("introduce the neighbour", address);
+        let mut message = entry(device, address);
+        message.header.state = NeighbourState::Stale;
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(at.0.to_vec()));
+        self.execute(
+            &operation,
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
     }
 
     /// The bridge port behind which `mac` was seen, or `None` if the bridge has not learned it, or
@@ -150,6 +163,20 @@ impl Netlink {
             bridge: Some(device),
         })
     }
+}
+
+fn entry(device: u32, address: IpAddr) -> NeighbourMessage {
+    let destination = match address {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    };
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = device;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(destination));
+    message
 }
 
 fn mac(entry: &NeighbourMessage) -> Option<MacAddr> {

@@ -43,8 +43,9 @@ fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) ->
             "ok".to_owned()
         }
         (Some("status"), _, _) => format!(
-            "udp_received={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
+            "udp_received={} udp_dropped={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
             counters.udp_received.load(Relaxed),
+            udp_dropped(),
             counters.udp_send_errors.load(Relaxed),
             counters.tcp_bytes.load(Relaxed),
             dirtier.pages_dirtied(),
@@ -52,4 +53,19 @@ fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) ->
         ),
         _ => format!("error: unknown command {command:?}"),
     }
+}
+
+/// Datagrams that reached the guest and found its socket full: `InErrors` of both families.
+fn udp_dropped() -> u64 {
+    let v4 = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let names = udp.next().unwrap_or_default().split_whitespace();
+    let values = udp.next().unwrap_or_default().split_whitespace();
+    let of_v4 = names.zip(values).find(|(name, _)| *name == "InErrors");
+    let v6 = std::fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
+    let of_v6 = v6
+        .lines()
+        .find_map(|line| line.strip_prefix("Udp6InErrors"));
+    let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
+    of_v4.map_or(0, |(_, value)| number(value)) + of_v6.map_or(0, number)
 }

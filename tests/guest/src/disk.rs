@@ -40,7 +40,9 @@ impl Disk {
 
     /// Writes `rate` records a second over the first `blocks` blocks from now on.
     pub(crate) fn set(&self, rate: u64, blocks: u64) {
-        self.0.blocks.store(blocks.max(1), Relaxed);
+        if rate > 0 {
+            self.0.blocks.store(blocks.max(1), Relaxed);
+        }
         self.0.rate.store(rate, Relaxed);
     }
 

@@ -50,6 +50,8 @@ fn sysctl() -> io::Result<()> {
         ("net/core/wmem_max", "33554432"),
         ("net/core/wmem_default", "4194304"),
         ("net/core/netdev_max_backlog", "100000"),
+        // Pages for all UDP sockets together; the default of so small a machine is 12 MB.
+        ("net/ipv4/udp_mem", "8192 12288 16384"),
         ("net/ipv6/conf/all/accept_ra", "0"),
         ("net/ipv6/conf/default/accept_ra", "0"),
         ("net/ipv6/conf/default/accept_dad", "0"),

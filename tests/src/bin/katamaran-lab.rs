@@ -9,9 +9,10 @@ use katamaran_tests::lab::{
     GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
 use katamaran_tests::run::{
-    Baseline, BaselineOptions, MigrationOptions, MigrationRun, StageOptions, Storage, TrafficSpec,
-    run_baseline, run_migration,
+    Baseline, BaselineOptions, DiskLoad, MigrationOptions, MigrationRun, StageOptions, Storage,
+    TrafficSpec, run_baseline, run_migration,
 };
+use katamaran_tests::show::{Scene as ShowScene, Screen, SoakOptions, demo, soak};
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
 /// Two nodes, a router and a client in network namespaces, with real QEMU guests.
@@ -70,6 +71,31 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         converge_after: u64,
     },
+    /// Show one migration step by step: what katamaran does, and what a client notices
+    Demo {
+        /// QEMU version: 7.2 or 10.0
+        #[arg(long, default_value = "10.0")]
+        qemu: QemuVersion,
+        /// Also move the same VM in simpler ways, and show all of them in one table
+        #[arg(long)]
+        compare: bool,
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Migrate again and again under load, and print a table
+    Soak {
+        /// Migrations per QEMU version
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+        /// QEMU version: 7.2, 10.0 or both
+        #[arg(long, default_value = "both", value_parser = parse_qemus)]
+        qemu: Qemus,
+        /// Follow each run by a plain QEMU migration at a downtime-limit of 20 ms
+        #[arg(long)]
+        interleave_plain: bool,
+        #[command(flatten)]
+        load: Load,
+    },
     /// Remove what killed labs left behind
     Sweep,
 }
@@ -96,7 +122,7 @@ struct Scene {
     #[arg(long)]
     tcp_v6: Option<u64>,
     /// Memory that the guest dirties: MB/s over MiB, such as 60:32
-    #[arg(long, value_parser = parse_dirty)]
+    #[arg(long, value_parser = parse_pair)]
     dirty: Option<(u64, u64)>,
     /// MTU of the taps and the guest; the nodes' network has 1500
     #[arg(long, default_value_t = 1450)]
@@ -110,6 +136,12 @@ struct Scene {
     /// Give V a disk of so many MiB that both nodes open
     #[arg(long)]
     shared_disk: Option<u64>,
+    /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
+    #[arg(long, value_parser = parse_pair)]
+    disk_load: Option<(u64, u64)>,
+    /// Make QEMU on A stop V by itself, before katamaran does
+    #[arg(long)]
+    meddle: bool,
     /// How many times
     #[arg(long, default_value_t = 1)]
     runs: u32,
@@ -135,12 +167,16 @@ impl Scene {
                 mark: None,
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
+                disk: self
+                    .disk_load
+                    .map(|(rate, blocks)| DiskLoad { rate, blocks }),
             },
             storage: match (self.disk, self.shared_disk) {
                 (Some(size), _) => Storage::Local(size),
                 (None, Some(size)) => Storage::Shared(size),
                 (None, None) => Storage::Diskless,
             },
+            meddle: self.meddle,
             ..StageOptions::default()
         }
     }
@@ -150,6 +186,9 @@ impl Scene {
             return print(&serde_json::to_string(run)?);
         }
         print(&run.summary())?;
+        run.leaks
+            .iter()
+            .try_for_each(|leak| print(&format!("  left behind: {leak}")))?;
         run.silence.iter().try_for_each(|silence| print(silence))
     }
 }
@@ -201,9 +240,72 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Command::Demo {
+            qemu,
+            compare,
+            load,
+        } => finish(demo(&Screen::default(), &load.scene(qemu), compare)?),
+        Command::Soak {
+            runs,
+            qemu,
+            interleave_plain,
+            load,
+        } => {
+            let options = SoakOptions {
+                runs,
+                scene: load.scene(qemu.0[0]),
+                qemus: qemu.0,
+                interleave_plain,
+            };
+            finish(soak(&Screen::default(), &options)?)
+        }
         Command::Sweep => sweep()?
             .iter()
             .try_for_each(|id| print(&format!("swept {id}"))),
+    }
+}
+
+/// A bad result has been printed already.
+fn finish(perfect: bool) -> Result<()> {
+    if !perfect {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// QEMU versions to go through.
+#[derive(Debug, Clone)]
+struct Qemus(Vec<QemuVersion>);
+
+fn parse_qemus(text: &str) -> Result<Qemus> {
+    match text {
+        "both" => Ok(Qemus(vec![QemuVersion::V7_2, QemuVersion::V10_0])),
+        one => Ok(Qemus(vec![one.parse()?])),
+    }
+}
+
+/// The load of the demo and the soak.
+#[derive(Debug, Args)]
+struct Load {
+    /// UDP packets per second
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pps: u32,
+    /// Bytes per second over TCP; 0 for none
+    #[arg(long, default_value_t = 500_000)]
+    tcp: u64,
+    /// Memory that the guest dirties: MB/s over MiB, such as 60:32
+    #[arg(long, value_parser = parse_pair)]
+    dirty: Option<(u64, u64)>,
+}
+
+impl Load {
+    fn scene(&self, qemu: QemuVersion) -> ShowScene {
+        ShowScene {
+            qemu,
+            pps: self.pps,
+            tcp: self.tcp,
+            dirty: self.dirty,
+        }
     }
 }
 
@@ -239,11 +341,11 @@ fn boot_check(qemu: QemuVersion, pps: u32, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-fn parse_dirty(text: &str) -> Result<(u64, u64)> {
-    let Some((rate, size)) = text.split_once(':') else {
-        bail!("not RATE:SIZE: {text}");
+fn parse_pair(text: &str) -> Result<(u64, u64)> {
+    let Some((first, second)) = text.split_once(':') else {
+        bail!("not two numbers with a colon between them: {text}");
     };
-    Ok((rate.parse()?, size.parse()?))
+    Ok((first.parse()?, second.parse()?))
 }
 
 /// Results go to standard output.

@@ -19,6 +19,15 @@ pub(super) fn files() -> Vec<String> {
     lines
 }
 
+/// What one migration still has pinned or keeps as files; `session` is its id as in the reports.
+#[must_use]
+pub fn session_files(session: &str) -> Vec<String> {
+    let mut lines = files();
+    lines.retain(|line| line.contains(session));
+    lines.iter_mut().for_each(|line| line.insert_str(0, "+ "));
+    lines
+}
+
 fn walk(dir: &Path, lines: &mut Vec<String>) {
     // Not there, or just being removed: nothing in it.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

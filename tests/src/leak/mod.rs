@@ -3,8 +3,8 @@
 //! A [`Snapshot`] is a set of lines for people; what differs between two of them is the leak. Left
 //! out is what changes by itself: counters, link states, the kernel's own routes, its neighbours.
 //!
-//! BPF objects have no namespace. Their part of a snapshot covers the whole machine, so it is only
-//! exact when nothing else on it uses BPF: see [`Scope`].
+//! BPF objects and files have no namespace. Their part of a snapshot covers the whole machine, so it
+//! is only exact when nothing else on it uses them: see [`Scope`].
 
 mod global;
 mod namespace;
@@ -19,12 +19,14 @@ use crate::lab::Netns;
 /// Between two looks at what the kernel may still be freeing.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+pub use self::global::session_files;
+
 /// What a snapshot covers beside namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// BPF objects of the whole machine, bpffs, files and processes.
+    /// Also BPF objects, pins and files of the whole machine, and children of this program.
     Machine,
-    /// The namespaces, files and processes only: for tests that share the machine.
+    /// Nothing: for tests that share the machine. See [`session_files`] for what is left of BPF then.
     NamespacesOnly,
 }
 
@@ -47,9 +49,9 @@ impl Snapshot {
                 lines.insert(format!("{}: {line}", netns.name()));
             }
         }
-        lines.extend(global::files());
-        lines.extend(global::children()?);
         if scope == Scope::Machine {
+            lines.extend(global::files());
+            lines.extend(global::children()?);
             lines.extend(global::bpf_objects()?);
         }
         Ok(Self { lines })

@@ -53,7 +53,10 @@ pub(super) fn lines(netns: &Netns) -> Result<Vec<String>> {
             }
         }
     }
-    for line in netns.command("nft", &["list", "ruleset"])?.lines() {
+    for line in netns
+        .command("nft", &["--stateless", "list", "ruleset"])?
+        .lines()
+    {
         lines.push(format!("nft {}", line.trim()));
     }
     netns.run(|| {
@@ -69,15 +72,15 @@ fn links_and_addresses(link: &Value, lines: &mut Vec<String>) {
         .as_array()
         .is_some_and(|flags| flags.contains(&"UP".into()));
     lines.push(format!(
-        "link {name} index {} kind {} up {up} mtu {} txqlen {} address {} master {} promiscuity {}",
+        "link {name} index {} kind {} up {up} mtu {} address {} master {} promiscuity {}",
         link["ifindex"],
         text(&link["linkinfo"]["info_kind"]),
         link["mtu"],
-        link["txqlen"],
         text(&link["address"]),
         text(&link["master"]),
         link["promiscuity"],
     ));
+    lines.push(format!("txqueuelen {name} {}", link["txqlen"]));
     for address in list(&link["addr_info"]) {
         lines.push(format!(
             "address {name} {}/{}",

@@ -111,7 +111,9 @@ pub fn run_baseline(kind: Baseline, options: &BaselineOptions) -> Result<Migrati
     let state = stage.qmp_a.command("query-migrate", Value::Null)?;
     let total_ms = started.elapsed().as_secs_f64() * 1e3;
     let (client, silence) = stage.finish_traffic()?;
+    let guest = stage.lab.guest_command("status").ok();
     Ok(MigrationRun {
+        guest,
         kind: match kind {
             Baseline::Plain => "plain",
             Baseline::AfterStop => "after-stop",

@@ -1,4 +1,4 @@
-//! A migration by katamaran: one process on each node, as on real nodes.
+//! One side of a migration by katamaran: a process on its node, as on real nodes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -9,21 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::result::{MigrationRun, SideResult};
-use super::stage::{Stage, StageOptions, Storage, Timeline};
-use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, TAP};
-use crate::leak::{Scope, Snapshot};
+use super::result::SideResult;
+use super::stage::{Stage, Storage};
+use crate::lab::{GUEST_V4, GUEST_V6, Node, Process};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a katamaran that is told to end may clean up.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(15);
-/// How long one side may go on alone before it is told to end.
-const ABANDONED_AFTER: Duration = Duration::from_secs(20);
-/// How long the kernel may take to free what katamaran had.
-const LEAK_DEADLINE: Duration = Duration::from_secs(5);
-/// One look at both QEMUs.
-const WATCH: Duration = Duration::from_millis(4);
 
 /// Which side a katamaran is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,34 +43,14 @@ impl Role {
     }
 }
 
-/// One run.
-#[derive(Debug, Clone)]
-pub struct MigrationOptions {
-    /// What is in place before.
-    pub stage: StageOptions,
-    /// How long after V's RESUME on B the fabric's route is moved.
-    pub converge_after: Duration,
-    /// The whole migration, linger included.
-    pub deadline: Duration,
-    /// What is looked at for leaks, if anything.
-    pub leaks: Option<Scope>,
-    /// More flags for the source.
-    pub source_args: Vec<String>,
-    /// More flags for the destination.
-    pub dest_args: Vec<String>,
-}
-
-impl Default for MigrationOptions {
-    fn default() -> Self {
-        Self {
-            stage: StageOptions::default(),
-            converge_after: Duration::from_millis(500),
-            deadline: Duration::from_secs(120),
-            leaks: Some(Scope::NamespacesOnly),
-            source_args: Vec::new(),
-            dest_args: Vec::new(),
-        }
-    }
+/// Where the standard error of a katamaran goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stderr {
+    /// To a file, for [`KatamaranProcess::stderr`].
+    #[default]
+    Kept,
+    /// Where our own goes: on a terminal, katamaran shows its progress there.
+    Ours,
 }
 
 /// A katamaran at work on one node. Told to end (SIGTERM) on drop, and killed if it does not.
@@ -96,6 +69,20 @@ impl KatamaranProcess {
     ///
     /// When the program is not there.
     pub fn start<A: AsRef<OsStr>>(stage: &Stage, role: Role, args: &[A]) -> Result<Self> {
+        Self::start_with(stage, role, args, Stderr::Kept)
+    }
+
+    /// The same, with a choice of where standard error goes.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not there.
+    pub fn start_with<A: AsRef<OsStr>>(
+        stage: &Stage,
+        role: Role,
+        args: &[A],
+        stderr_to: Stderr,
+    ) -> Result<Self> {
         let file = |suffix: &str| {
             stage
                 .lab
@@ -103,14 +90,13 @@ impl KatamaranProcess {
                 .join(format!("katamaran-{}.{suffix}", role.name()))
         };
         let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
+        // The one of an earlier migration on this stage.
+        fs::remove_file(&report).ok();
         let netns = stage.lab.network().node(role.node());
-        let mut command = Command::new(binary()?);
-        command.args(["--mode", role.name(), "--insecure-plaintext", "--tap", TAP]);
-        command
-            .arg("--tap-netns")
-            .arg(netns.path())
-            .arg("--report")
-            .arg(&report);
+        let mut command = Command::new(katamaran_binary()?);
+        // The tap and its namespace are for katamaran to find.
+        command.args(["--mode", role.name(), "--insecure-plaintext", "--report"]);
+        command.arg(&report);
         let guest = match role {
             Role::Source => &stage.guest_a,
             Role::Dest => &stage.guest_b,
@@ -129,7 +115,10 @@ impl KatamaranProcess {
         command
             .stdin(Stdio::null())
             .stdout(create(&stdout)?)
-            .stderr(create(&stderr)?);
+            .stderr(match stderr_to {
+                Stderr::Kept => create(&stderr)?.into(),
+                Stderr::Ours => Stdio::inherit(),
+            });
         let name = format!("katamaran {}", role.name());
         let process = Process::spawn(&name, command, Some(netns))?;
         process.end_politely();
@@ -226,98 +215,12 @@ impl Drop for KatamaranProcess {
     }
 }
 
-/// Migrates V from A to B with katamaran, traffic on, and moves the fabric's route some time after
-/// V has resumed. A failed migration is a result: see the exit states.
+/// The program under test: `$KATAMARAN_BIN`, or the one that was built beside this one.
 ///
 /// # Errors
 ///
-/// When the stage can't be set, or a katamaran still runs at the deadline.
-pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
-    let mut stage = Stage::set(options.stage.clone())?;
-    let before = match options.leaks {
-        Some(scope) => Some(Snapshot::take(scope, stage.nodes())?),
-        None => None,
-    };
-    let started = Instant::now();
-    let mut dest = KatamaranProcess::start(&stage, Role::Dest, &options.dest_args)?;
-    dest.wait_until_listening(&stage, port(&options.dest_args))?;
-    let mut source = KatamaranProcess::start(&stage, Role::Source, &options.source_args)?;
-    let mut timeline = Timeline::default();
-    let mut alone_since = None;
-    loop {
-        let (source_runs, dest_runs) = (source.runs()?, dest.runs()?);
-        if !source_runs && !dest_runs {
-            break;
-        }
-        if source_runs != dest_runs {
-            let since = *alone_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > ABANDONED_AFTER {
-                let left = if source_runs { &mut source } else { &mut dest };
-                // It may have ended just now; if not, it cleans up and does.
-                left.process.signal(Signal::SIGTERM).ok();
-            }
-        }
-        stage.watch(&mut timeline, WATCH, options.converge_after)?;
-        if started.elapsed() > options.deadline {
-            bail!(
-                "still migrating after {:?}\nsource:\n{}\ndest:\n{}",
-                options.deadline,
-                source.stderr(),
-                dest.stderr()
-            );
-        }
-    }
-    let total_ms = started.elapsed().as_secs_f64() * 1e3;
-    // The last look, also for a route that is not due yet.
-    stage.watch(&mut timeline, WATCH, Duration::ZERO)?;
-    let (source, dest) = (source.result()?, dest.result()?);
-    let leaks = match (&before, options.leaks) {
-        (Some(before), Some(scope)) => leaks(&stage, before, scope)?,
-        _ => Vec::new(),
-    };
-    let (client, silence) = stage.finish_traffic()?;
-    Ok(MigrationRun {
-        kind: "katamaran".to_owned(),
-        client,
-        silence,
-        leaks,
-        downtime_ms: timeline.downtime_ms(),
-        qemu_downtime_ms: source
-            .report
-            .as_ref()
-            .and_then(|report| report["qemu_downtime_ms"].as_f64()),
-        stop_ns: timeline.stop_ns,
-        resume_ns: timeline.resume_ns,
-        converged_ns: timeline.converged_ns,
-        total_ms,
-        source: Some(source),
-        dest: Some(dest),
-    })
-}
-
-/// What is there now on the nodes that was not there before, or the other way round.
-fn leaks(stage: &Stage, before: &Snapshot, scope: Scope) -> Result<Vec<String>> {
-    let deadline = Instant::now() + LEAK_DEADLINE;
-    loop {
-        let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);
-        // V's QEMU on A may end with the migration.
-        diff.retain(|line| !line.starts_with("- process"));
-        if diff.is_empty() || Instant::now() >= deadline {
-            return Ok(diff);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The port among the flags, or the default one.
-fn port(args: &[String]) -> u16 {
-    let at = args.iter().position(|arg| arg == "--port");
-    at.and_then(|at| args.get(at + 1)?.parse().ok())
-        .unwrap_or(7482)
-}
-
-/// `$KATAMARAN_BIN`, or the program that was built beside this one.
-fn binary() -> Result<PathBuf> {
+/// When it has not been built.
+pub fn katamaran_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("KATAMARAN_BIN") {
         return Ok(path.into());
     }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::disk::DiskResult;
 use crate::traffic::{TcpResult, UdpResult};
 
 /// What the client saw, per stream that was on.
@@ -16,6 +17,10 @@ pub struct ClientResult {
     pub tcp_v4: Option<TcpResult>,
     /// The TCP connection over IPv6.
     pub tcp_v6: Option<TcpResult>,
+    /// V's own writes to its disk.
+    pub disk: Option<DiskResult>,
+    /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
+    pub calm_ns: Option<(u64, u64)>,
 }
 
 impl ClientResult {
@@ -35,10 +40,13 @@ impl ClientResult {
         self.udp().map(|udp| udp.lost).sum()
     }
 
-    /// Whether every packet came back once and in order, and every connection is intact.
+    /// Whether every packet came back once and in order, and every connection
+    /// and the disk are intact.
     #[must_use]
     pub fn is_perfect(&self) -> bool {
-        self.udp().all(UdpResult::is_perfect) && self.tcp().all(|tcp| tcp.intact)
+        self.udp().all(UdpResult::is_perfect)
+            && self.tcp().all(|tcp| tcp.intact)
+            && self.disk.iter().all(DiskResult::is_intact)
     }
 }
 
@@ -78,6 +86,8 @@ pub struct MigrationRun {
     pub silence: Option<String>,
     /// What katamaran left behind on the nodes, if that was looked at.
     pub leaks: Vec<String>,
+    /// What the guest says of itself in the end, as `name=value` words.
+    pub guest: Option<String>,
     /// katamaran on A; none for a baseline.
     pub source: Option<SideResult>,
     /// katamaran on B; none for a baseline.
@@ -85,6 +95,14 @@ pub struct MigrationRun {
 }
 
 impl MigrationRun {
+    /// Datagrams that reached the guest's kernel and found the echo's socket full: lost, but not on the way.
+    #[must_use]
+    pub fn dropped_in_guest(&self) -> Option<u64> {
+        let words = self.guest.as_ref()?.split_whitespace();
+        let mut counts = words.filter_map(|word| word.strip_prefix("udp_dropped="));
+        counts.next()?.parse().ok()
+    }
+
     /// One line for people: what was lost, and how long what was away.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -110,6 +128,14 @@ impl MigrationRun {
                     tcp.echoed_bytes, tcp.intact, tcp.longest_stall_ms
                 ));
             }
+        }
+        if let Some(disk) = &self.client.disk {
+            line.push_str(&format!(
+                " disk[acknowledged={} stale={} torn={}]",
+                disk.acknowledged,
+                disk.stale_blocks.len(),
+                disk.torn_blocks.len()
+            ));
         }
         for (name, side) in [("source", &self.source), ("dest", &self.dest)] {
             if let Some(side) = side {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::disk::{self, DiskLoad};
 use super::result::ClientResult;
 use crate::lab::{
     Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
@@ -35,11 +36,27 @@ pub struct TrafficSpec {
     pub tcp_v4: Option<u64>,
     /// Bytes per second over TCP on IPv6.
     pub tcp_v6: Option<u64>,
+    /// What V writes to its disk.
+    pub disk: Option<DiskLoad>,
+}
+
+impl TrafficSpec {
+    /// In few words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let udp = self.pps_v4 + self.pps_v6;
+        let tcp: u64 = self.tcp_v4.iter().chain(&self.tcp_v6).sum();
+        format!(
+            "gets {udp} UDP packets/s and {:.1} MB/s of TCP echoed",
+            tcp as f64 / 1e6
+        )
+    }
 }
 
 impl Default for TrafficSpec {
     fn default() -> Self {
         Self {
+            disk: None,
             pps_v4: 2000,
             pps_v6: 0,
             size: 100,
@@ -72,6 +89,10 @@ pub struct StageOptions {
     pub storage: Storage,
     /// How the QEMU on B starts.
     pub incoming: Start,
+    /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
+    pub meddle: bool,
+    /// For how long the traffic has the machine to itself before the migration, to compare with.
+    pub calm: Duration,
 }
 
 impl Default for StageOptions {
@@ -81,6 +102,8 @@ impl Default for StageOptions {
             traffic: TrafficSpec::default(),
             storage: Storage::Diskless,
             incoming: Start::Incoming,
+            meddle: false,
+            calm: Duration::ZERO,
         }
     }
 }
@@ -110,6 +133,7 @@ pub struct Client {
     udp_v6: Option<UdpTraffic>,
     tcp_v4: Option<TcpTraffic>,
     tcp_v6: Option<TcpTraffic>,
+    calm_ns: Option<(u64, u64)>,
 }
 
 impl Client {
@@ -141,7 +165,22 @@ impl Client {
             tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
             udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
+            calm_ns: None,
         })
+    }
+
+    /// Has UDP packets marked from now on, or no more.
+    pub fn set_marking(&self, on: bool) {
+        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+            udp.set_marking(on);
+        }
+    }
+
+    /// Lets the traffic run for a while with nothing else going on, and notes when that was.
+    pub fn stay_calm(&mut self, calm: Duration) {
+        let began_ns = now_ns();
+        std::thread::sleep(calm);
+        self.calm_ns = (!calm.is_zero()).then(|| (began_ns, now_ns()));
     }
 
     /// Waits until every UDP stream has had `count` more packets back.
@@ -168,6 +207,8 @@ impl Client {
             udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
             tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
+            disk: None,
+            calm_ns: self.calm_ns,
         })
     }
 }
@@ -185,6 +226,8 @@ pub struct Stage {
     pub qmp_a: Qmp,
     /// The lab's connection to the waiting QEMU.
     pub qmp_b: Qmp,
+    /// V's images on A and on B, if it has a disk.
+    pub drives: Option<[PathBuf; 2]>,
     /// The namespaces.
     pub lab: Lab,
     /// What it was set with.
@@ -198,21 +241,48 @@ impl Stage {
     ///
     /// When any of these does not come up in time.
     pub fn set(options: StageOptions) -> Result<Self> {
+        Self::set_and_tell(options, |_, _| Ok(()))
+    }
+
+    /// The same, and tells of each step: about whom, and what.
+    ///
+    /// # Errors
+    ///
+    /// Also when nobody can be told.
+    pub fn set_and_tell(
+        options: StageOptions,
+        mut tell: impl FnMut(&str, &str) -> Result<()>,
+    ) -> Result<Self> {
         let lab = Lab::new(options.lab.clone())?;
-        let (drive_a, drive_b) = make_drives(lab.dir(), options.storage)?;
-        let guest_a = lab.start_guest(Node::A, Start::Boot, &as_paths(&drive_a))?;
-        let guest_b = lab.start_guest(Node::B, options.incoming, &as_paths(&drive_b))?;
+        tell("lab", "client, router, node A and node B are connected")?;
+        let drives = make_drives(lab.dir(), options.storage)?;
+        let drive = |at: usize| {
+            drives
+                .iter()
+                .map(|both| both[at].as_path())
+                .collect::<Vec<_>>()
+        };
+        let guest_a = lab.start_guest(Node::A, Start::Boot, &drive(0))?;
+        let guest_b = lab.start_guest(Node::B, options.incoming, &drive(1))?;
+        tell("VM", "boots on A; an empty QEMU waits for it on B")?;
         lab.wait_for_echo(Instant::now() + BOOT_DEADLINE)
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
-        let client = Client::start(&lab, &options.traffic)?;
+        if let Some(load) = options.traffic.disk {
+            disk::start(&lab, load)?;
+        }
+        tell("VM", "is up")?;
+        let mut client = Client::start(&lab, &options.traffic)?;
         client.wait_for_more(WARM_UP_PACKETS)?;
+        tell("client", &options.traffic.describe())?;
+        client.stay_calm(options.calm);
         Ok(Self {
             client: Some(client),
             guest_a,
             guest_b,
             qmp_a,
             qmp_b,
+            drives,
             lab,
             options,
         })
@@ -243,7 +313,17 @@ impl Stage {
             .events_until(Instant::now() + half)
             .unwrap_or_default()
         {
+            let active = event.name == "MIGRATION" && event.data["status"] == "active";
             timeline.note(Node::A, event);
+            if self.options.meddle && active {
+                self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}),
+                ).or_else(|_| self.qmp_a.command(
+                    "migrate-set-parameters",
+                    serde_json::json!({"downtime-limit": 60_000}),
+                ))?;
+            }
         }
         for event in self
             .qmp_b
@@ -290,7 +370,14 @@ impl Stage {
             }
             text
         });
-        Ok((client.stop()?, silence))
+        let mut result = client.stop()?;
+        if let (Some(load), Some(drives)) = (self.options.traffic.disk, &self.drives) {
+            let status = self.qmp_b.command("query-status", Value::Null);
+            let on_b = status.is_ok_and(|status| status["running"] == true);
+            let image = &drives[usize::from(on_b)];
+            result.disk = Some(disk::settle(&self.lab, load, image)?);
+        }
+        Ok((result, silence))
     }
 }
 
@@ -328,25 +415,21 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn as_paths(drive: &Option<PathBuf>) -> Vec<&Path> {
-    drive.iter().map(PathBuf::as_path).collect()
-}
-
 /// The images for A and B.
-fn make_drives(dir: &Path, storage: Storage) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+fn make_drives(dir: &Path, storage: Storage) -> Result<Option<[PathBuf; 2]>> {
     let make = |name: &str, mebibytes: u64| {
         let path = dir.join(name);
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         file.set_len(mebibytes << 20)
             .with_context(|| format!("size {}", path.display()))?;
-        anyhow::Ok(Some(path))
+        anyhow::Ok(path)
     };
     match storage {
-        Storage::Diskless => Ok((None, None)),
-        Storage::Local(size) => Ok((make("disk-a.raw", size)?, make("disk-b.raw", size)?)),
+        Storage::Diskless => Ok(None),
+        Storage::Local(size) => Ok(Some([make("disk-a.raw", size)?, make("disk-b.raw", size)?])),
         Storage::Shared(size) => {
             let path = make("disk.raw", size)?;
-            Ok((path.clone(), path))
+            Ok(Some([path.clone(), path]))
         }
     }
 }

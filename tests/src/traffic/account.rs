@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::silence::Record;
+
 /// One packet that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
@@ -42,6 +44,9 @@ pub struct UdpResult {
     pub latency_max_ms: f64,
     /// The numbers of lost packets, as inclusive ranges.
     pub lost_ranges: Vec<(u64, u64)>,
+    /// What all of this was computed from.
+    #[serde(skip)]
+    pub record: Record,
 }
 
 impl UdpResult {
@@ -68,6 +73,10 @@ pub fn settle(sent_ns: &[u64], arrivals: &[Arrival]) -> UdpResult {
     let mut first_ns: Vec<Option<u64>> = vec![None; sent_ns.len()];
     let mut result = UdpResult {
         sent: sent_ns.len() as u64,
+        record: Record {
+            sent_ns: sent_ns.to_vec(),
+            arrivals: arrivals.to_vec(),
+        },
         ..UdpResult::default()
     };
     let mut highest = None;

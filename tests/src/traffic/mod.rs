@@ -5,10 +5,12 @@
 //! was not scheduled for a while shows no gap of its own making.
 
 pub mod account;
+mod silence;
 mod tcp;
 mod udp;
 
 pub use self::account::UdpResult;
+pub use self::silence::{Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
 pub use self::udp::{Mark, UdpLoad, UdpTraffic};
 

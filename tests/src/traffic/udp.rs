@@ -42,6 +42,8 @@ pub struct Mark {
     pub every: u64,
     /// The DSCP of those; all others have 0.
     pub dscp: u8,
+    /// Whether it begins with the first packet, or when [`UdpTraffic::set_marking`] says so.
+    pub at_once: bool,
 }
 
 /// What to send.
@@ -75,6 +77,7 @@ impl UdpLoad {
 #[derive(Debug, Default)]
 struct Progress {
     stop: AtomicBool,
+    marking: AtomicBool,
     sender_done: AtomicBool,
     sent: AtomicU64,
     received: AtomicU64,
@@ -113,7 +116,10 @@ impl UdpTraffic {
         // A socket belongs to the namespace it was made in, whoever uses it.
         let socket = netns.run(|| open(&load))??;
         let run = now_ns();
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress {
+            marking: AtomicBool::new(load.mark.is_some_and(|mark| mark.at_once)),
+            ..Progress::default()
+        });
         let for_receiver = (socket.try_clone().context("clone the socket")?, load.size);
         let sender = {
             let progress = Arc::clone(&progress);
@@ -132,6 +138,11 @@ impl UdpTraffic {
             sender: Some(sender),
             receiver: Some(receiver),
         })
+    }
+
+    /// Has packets marked from now on, or no more.
+    pub fn set_marking(&self, on: bool) {
+        self.progress.marking.store(on, Relaxed);
     }
 
     /// Packets sent so far.
@@ -229,7 +240,9 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
         fill(&mut packet, run, number, at_ns);
         let tos = load
             .mark
-            .filter(|mark| number.is_multiple_of(mark.every.max(1)))
+            .filter(|mark| {
+                progress.marking.load(Relaxed) && number.is_multiple_of(mark.every.max(1))
+            })
             .map(|mark| mark.dscp << 2);
         let class = tos.map(i32::from);
         let control: Vec<ControlMessage<'_>> = match (&tos, &class, load.target) {

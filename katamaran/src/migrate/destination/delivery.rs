@@ -10,18 +10,18 @@ use crate::ebpf::{
     PacketDrop, TapLocation,
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
-use crate::migrate::ledger::{Count, DestinationLedger, Hop};
+use crate::migrate::ledger::{Count, DestinationLedger, Hop, TapBalance};
 use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::source::{drop_records, inject};
-use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock, restore_ring};
+use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock};
 use crate::net::NetNs;
 use crate::net::link::MacAddr;
 use crate::net::names::Role as LinkRole;
 use crate::net::packet::FrameInjector;
 use crate::net::qdisc::PlugQdisc;
-use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 use crate::session_id::SessionId;
 
@@ -30,14 +30,17 @@ use crate::session_id::SessionId;
 const RING: u32 = 131_072;
 /// The plug's limit: 10 Gbit/s for the longest pause to expect, and its double for the lead.
 const PLUG_BYTES_PER_MS: u64 = 2 * 10_000_000_000 / 8 / 1000;
-/// For counters to come to rest before the ledger is taken.
-const LEDGER_SETTLE: Duration = Duration::from_secs(2);
+/// For packets to arrive and to be read before the ledger is told. A guest that is behind needs it.
+const LEDGER_SETTLE: Duration = Duration::from_secs(5);
+const LEDGER_POLL: Duration = Duration::from_millis(2);
 
 /// The destination's programs; removed by whoever comes first.
 #[derive(Debug, Clone)]
 pub(crate) struct Hooks {
     dataplane: Arc<Mutex<Option<DestinationDataplane>>>,
     netns: NetNs,
+    /// Where tunnelled packets arrive as frames, if they do.
+    tunnel_device: Option<u32>,
 }
 
 impl Hooks {
@@ -79,12 +82,37 @@ impl HookCounts for Hooks {
     }
 }
 
+/// What holds packets: the plug, or the ring alone.
+#[derive(Debug)]
+struct Holding {
+    raised: RaisedQueue,
+    plug: Option<PlugQdisc>,
+}
+
+impl Holding {
+    /// No VM runs behind the tap, so nothing is lost by it.
+    async fn undo(self) -> Result<(), String> {
+        let unplugged = match self.plug {
+            Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
+            None => Ok(()),
+        };
+        unplugged.and(restore(self.raised).await)
+    }
+}
+
+async fn restore(raised: RaisedQueue) -> Result<(), String> {
+    match RingEmpty::by_count(0) {
+        Some(empty) => raised.restore(empty).await.map_err(|e| chain(&e)),
+        None => Ok(()),
+    }
+}
+
 /// Everything between the wire and the VM's tap.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     hooks: Option<Hooks>,
     watch: SharedWatch,
-    plug: Option<Arc<tokio::sync::Mutex<Option<PlugQdisc>>>>,
+    holding: Arc<tokio::sync::Mutex<Option<Holding>>>,
     injector: FrameInjector,
     tap: u32,
     pub(crate) buffer: Buffer,
@@ -104,6 +132,20 @@ impl Delivery {
             .await
             .doing("lengthen the tap's ring")?;
         let slots = raised.capacity();
+        let holding = Arc::new(tokio::sync::Mutex::new(Some(Holding {
+            raised,
+            plug: None,
+        })));
+        let undo_holding = holding.clone();
+        undo.on_abort(
+            "plug and ring of the destination's tap",
+            move || async move {
+                match undo_holding.lock().await.take() {
+                    Some(holding) => holding.undo().await,
+                    None => Ok(()),
+                }
+            },
+        );
         let counters = TapCounters::open(&node.tap_netns, tap).doing("read the tap's counters")?;
         let watch: SharedWatch = Arc::new(Mutex::new(TapWatch::new(counters)));
         // A QEMU that does not run yet takes one packet out of its tap. Let it be one that nobody misses.
@@ -117,31 +159,22 @@ impl Delivery {
             Tunnel::None => None,
             Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(node, session, vm, arm, undo).await?),
         };
-        let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
-        undo.cleanup("length of the destination tap's ring", move || {
-            restore_ring(raised, undo_watch, undo_hooks)
-        });
         let limit_bytes = u32::try_from(arm.downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS))
             .unwrap_or(u32::MAX);
-        let (plug, buffer) = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
+        let buffer = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
             Ok(plug) => {
-                let plug = Arc::new(tokio::sync::Mutex::new(Some(plug)));
-                let undo_plug = plug.clone();
-                undo.cleanup("plug on the destination's tap", move || async move {
-                    match undo_plug.lock().await.take() {
-                        Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
-                        None => Ok(()),
-                    }
-                });
-                (Some(plug), Buffer::Plug { limit_bytes })
+                if let Some(holding) = holding.lock().await.as_mut() {
+                    holding.plug = Some(plug);
+                }
+                Buffer::Plug { limit_bytes }
             }
-            Err(error) if error.unsupported() => (None, Buffer::TapRing { slots }),
+            Err(error) if error.unsupported() => Buffer::TapRing { slots },
             Err(error) => return Err(error).doing("install the plug"),
         };
         let delivery = Self {
             hooks,
             watch,
-            plug,
+            holding,
             injector,
             tap,
             buffer,
@@ -169,8 +202,12 @@ impl Delivery {
                 tap.name
             )));
         }
-        if let Some(plug) = &self.plug
-            && let Some(plug) = plug.lock().await.as_ref()
+        if let Some(plug) = self
+            .holding
+            .lock()
+            .await
+            .as_ref()
+            .and_then(|h| h.plug.as_ref())
         {
             plug.check_live()
                 .await
@@ -182,8 +219,12 @@ impl Delivery {
 
     /// Lets the held packets go, in order.
     pub(crate) async fn release(&self) -> Result<(), MigrateError> {
-        if let Some(plug) = &self.plug
-            && let Some(plug) = plug.lock().await.as_ref()
+        if let Some(plug) = self
+            .holding
+            .lock()
+            .await
+            .as_ref()
+            .and_then(|h| h.plug.as_ref())
         {
             plug.release_indefinite()
                 .await
@@ -197,6 +238,19 @@ impl Delivery {
         self.hooks.as_ref()?.counters().map(|c| c.d1.packets)
     }
 
+    /// The VM runs here: plug and ring stay as they are, open and long. Taking either away under traffic
+    /// puts the device on the kernel's "noop" qdisc for milliseconds, which drops what arrives.
+    pub(crate) async fn keep(&self) -> Result<(), MigrateError> {
+        let Some(holding) = self.holding.lock().await.take() else {
+            return Ok(());
+        };
+        holding.raised.keep();
+        match holding.plug {
+            Some(plug) => plug.keep().await.doing("leave the plug open"),
+            None => Ok(()),
+        }
+    }
+
     /// Puts recovered packets into the tap, past the plug: they are older than what it holds.
     pub(crate) fn inject(&mut self, frames: &[WireFrame]) -> Result<u64, MigrateError> {
         lock(&self.watch).add_injected(frames.len() as u64);
@@ -204,31 +258,68 @@ impl Delivery {
         Ok(frames.len() as u64)
     }
 
-    /// The ledger, once it has come to rest: `redirected` packets have arrived, and QEMU has read its tap.
+    /// The ledger, as of the moment when the `redirected` packets have arrived; told once QEMU has read
+    /// what was passed to it by then. Its tap need not be empty, for the VM's traffic goes on.
     pub(crate) async fn ledger(&self, redirected: Option<u64>) -> DestinationLedger {
         let Some(hooks) = &self.hooks else {
             return DestinationLedger::default();
         };
         let end = Instant::now() + LEDGER_SETTLE;
+        let arrived = |c: &DestinationCounters| {
+            redirected.is_none_or(|redirected| c.d1.packets >= redirected)
+        };
+        let counters = loop {
+            match hooks.counters() {
+                Some(c) if arrived(&c) || Instant::now() >= end => break c,
+                None => return DestinationLedger::default(),
+                Some(_) => tokio::time::sleep(LEDGER_POLL).await,
+            }
+        };
+        let tap = self.settled_tap(end).await;
+        self.ledger_of(hooks, &counters, tap)
+    }
+
+    /// The tap's balance with what was passed to it before this call: `unread` is what QEMU has not read of
+    /// that when `end` comes.
+    async fn settled_tap(&self, end: Instant) -> Option<TapBalance> {
+        self.observe();
+        let target = lock(&self.watch).all_left_at()?;
         loop {
             self.observe();
-            let arrived = hooks
-                .counters()
-                .is_some_and(|c| redirected.is_none_or(|s3| c.d1.packets >= s3));
-            if (arrived && lock(&self.watch).is_drained()) || Instant::now() >= end {
-                break;
+            let (balance, left, drained) = {
+                let watch = lock(&self.watch);
+                (watch.balance()?, watch.left()?, watch.is_drained())
+            };
+            if drained || (left >= target && balance.not_enqueued == 0) {
+                return Some(TapBalance {
+                    unread: 0,
+                    ..balance
+                });
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            if Instant::now() >= end {
+                return Some(TapBalance {
+                    unread: balance.unread.min(target.saturating_sub(left)),
+                    ..balance
+                });
+            }
+            tokio::time::sleep(LEDGER_POLL).await;
         }
-        let Some(c) = hooks.counters() else {
-            return DestinationLedger::default();
-        };
+    }
+
+    fn ledger_of(
+        &self,
+        hooks: &Hooks,
+        c: &DestinationCounters,
+        tap: Option<TapBalance>,
+    ) -> DestinationLedger {
         let count = |c: crate::ebpf::Count| Count {
             packets: c.packets,
             bytes: c.bytes,
         };
         let hop = |drop: &PacketDrop| {
-            if drop.ifindex == self.tap {
+            if drop.tunnelled || Some(drop.ifindex) == hooks.tunnel_device {
+                Hop::Tunnel
+            } else if drop.ifindex == self.tap {
                 Hop::DestinationTap
             } else {
                 Hop::DestinationHost
@@ -243,7 +334,7 @@ impl Delivery {
             d3_tunnel: Some(count(c.d3_tunnelled)),
             digest: Some(c.digest_d1),
             numbers_missing: u64::try_from(missing).ok(),
-            tap: lock(&self.watch).balance(),
+            tap,
             drops: drops.map(|drops| drop_records(&drops, hop)),
         }
     }
@@ -299,6 +390,10 @@ async fn attach(
             remote: arm.source_addresses.clone(),
         },
     };
+    let tunnel_device = match &ingress {
+        Ingress::Frames { ifindex } => Some(*ifindex),
+        Ingress::Ip { .. } => None,
+    };
     let spec = DestinationSpec {
         session,
         ingress: vec![ingress],
@@ -320,6 +415,7 @@ async fn attach(
     let hooks = Hooks {
         dataplane: Arc::new(Mutex::new(Some(dataplane))),
         netns: node.netns.clone(),
+        tunnel_device,
     };
     let undo_hooks = hooks.clone();
     undo.cleanup("destination's programs", move || async move {

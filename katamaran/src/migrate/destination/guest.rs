@@ -122,10 +122,7 @@ pub(crate) async fn listen(
 
 /// COMMIT: runs the VM, then lets the held packets go. "Completed" is not "running" (a failed block
 /// activation leaves QEMU paused), so RESUME is waited for.
-pub(crate) async fn run(
-    node: &mut Node,
-    delivery: Option<&Delivery>,
-) -> Result<Resumed, MigrateError> {
+pub(crate) async fn run(node: &Node, delivery: Option<&Delivery>) -> Result<Resumed, MigrateError> {
     let mut events = node.qmp.subscribe();
     node.qmp.execute(Cont).await.doing("run the VM")?;
     let event = events

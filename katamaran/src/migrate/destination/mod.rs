@@ -3,6 +3,7 @@
 
 mod delivery;
 mod guest;
+mod neighbours;
 mod session;
 mod stage;
 
@@ -12,13 +13,14 @@ use indicatif::MultiProgress;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::error::{MigrateError, chain};
+use super::error::{Doing as _, MigrateError, chain};
 use super::node::Node;
 use super::progress::Progress;
 use super::report::{Outcome, Report, Role};
 use crate::config::DestinationConfig;
 use crate::control::{Listener, plaintext};
 use crate::deadline;
+use crate::ebpf;
 use crate::session_id::SessionId;
 
 pub(crate) use session::End;
@@ -34,6 +36,14 @@ pub async fn run(
     progress.begin("wait for the source");
     match take_in(&config, &mut progress, &mut report, &stop).await {
         Ok(End::Migrated) => report.outcome = Outcome::Migrated,
+        Ok(End::Undecided { reason }) => {
+            report.outcome = Outcome::Undecided;
+            report.error = Some(format!(
+                "COMMIT came, but QEMU did not run the VM: {reason}. The VM is stopped here and on the source. If it can be \
+                 run here with `cont`, end the source's QEMU. Otherwise end this QEMU first, then resume the VM on the \
+                 source with `cont`. Never do both"
+            ));
+        }
         Ok(End::GivenUp { reason }) => {
             report.outcome = if stop.is_cancelled() {
                 Outcome::Interrupted
@@ -46,12 +56,10 @@ pub async fn run(
             report.outcome = Outcome::Interrupted;
             report.error = Some("interrupted before a source came".into());
         }
+        // No source has come yet, so nothing was set up.
         Err(error) => {
-            report.outcome = if error.is_refusal() {
-                Outcome::Refused
-            } else {
-                Outcome::Failed
-            };
+            tracing::error!(error = chain(&error), "not ready for a source");
+            report.outcome = Outcome::Refused;
             report.error = Some(chain(&error));
         }
     }
@@ -66,6 +74,7 @@ async fn take_in(
     report: &mut Report,
     stop: &CancellationToken,
 ) -> Result<End, MigrateError> {
+    ebpf::object_state().doing("look at the eBPF programs")?;
     let node = Node::open(&config.common).await?;
     guest::must_be_incoming(&node).await?;
     let ip = config.listen.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));

@@ -28,6 +28,7 @@ use crate::session_id::SessionId;
 
 use super::delivery::Delivery;
 use super::guest;
+use super::neighbours;
 use super::stage::{self, Stage};
 
 /// Packets given back in one reply.
@@ -42,7 +43,9 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) enum End {
     /// The VM runs here.
     Migrated,
-    /// It does not.
+    /// COMMIT came, and the VM could not be run.
+    Undecided { reason: String },
+    /// It does not run here, and never did.
     GivenUp { reason: String },
 }
 
@@ -58,6 +61,8 @@ struct Session<'a> {
     vm: Option<VmDescription>,
     delivery: Option<Delivery>,
     loaded: bool,
+    /// The VM runs here.
+    running: bool,
     qemu_gone: bool,
     /// Keeps the tap and its ring alive while held packets are given back.
     held: Option<TapQueues>,
@@ -92,6 +97,7 @@ pub(crate) async fn serve(
         vm: None,
         delivery: None,
         loaded: false,
+        running: false,
         qemu_gone: false,
         held: None,
         reason: None,
@@ -211,6 +217,9 @@ impl Session<'_> {
                 Ok(Reply::Listening)
             }
             Request::Block => {
+                if let Some(vm) = &self.vm {
+                    neighbours::introduce(&self.node, vm).await;
+                }
                 if let Some(delivery) = &self.delivery {
                     delivery.block(&self.node).await?;
                 }
@@ -228,7 +237,8 @@ impl Session<'_> {
             Request::Commit => {
                 self.progress.begin("run");
                 tracing::info!("COMMIT: running the VM");
-                let resumed = guest::run(&mut self.node, self.delivery.as_ref()).await?;
+                let resumed = guest::run(&self.node, self.delivery.as_ref()).await?;
+                self.running = true;
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
             }
@@ -396,17 +406,33 @@ impl Session<'_> {
     }
 
     async fn clean_up(&mut self) {
+        if self.running
+            && let Some(delivery) = &self.delivery
+            && let Err(error) = delivery.keep().await
+        {
+            self.report.warnings.push(chain(&error));
+        }
         if let Some(relay) = self.relay.take() {
             relay.shutdown().await;
         }
         let undo = std::mem::take(&mut self.undo);
-        let undone = undo.commit().run(deadline::UNDO).await;
+        let undone = if self.running {
+            undo.commit().run(deadline::UNDO).await
+        } else {
+            undo.unwind(deadline::UNDO).await
+        };
         self.report.cleanup.extend(undone);
     }
 
     /// The session is over, one way or another.
     async fn close(mut self) -> End {
-        if self.stage >= Stage::Committed && self.stage < Stage::Aborted {
+        if matches!(self.stage, Stage::Committed | Stage::Finished) && !self.running {
+            self.clean_up().await;
+            self.server.close().await;
+            let reason = self.reason.unwrap_or_default();
+            return End::Undecided { reason };
+        }
+        if matches!(self.stage, Stage::Committed | Stage::Finished) {
             if self.stage == Stage::Committed {
                 self.outlive_source().await;
                 self.clean_up().await;
@@ -417,8 +443,8 @@ impl Session<'_> {
         if self.stage != Stage::Aborted {
             self.destroy_incoming().await;
         }
-        self.clean_up().await;
         self.held = None;
+        self.clean_up().await;
         self.server.close().await;
         End::GivenUp {
             reason: self.reason.unwrap_or_else(|| "the source left".to_owned()),

@@ -2,6 +2,7 @@
 //! nothing changes for the VM's packets but that they are counted.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::deadline;
@@ -9,23 +10,28 @@ use crate::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocat
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
-use crate::migrate::tap_watch::{TapWatch, restore_ring};
+use crate::migrate::tap_watch::{TapWatch, lock};
 use crate::net::names::Role as LinkRole;
-use crate::net::tap::{RaisedQueue, TapCounters};
+use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
+use crate::qmp::Event;
 
 use super::Run;
 use super::hooks::Hooks;
 use super::prepare::Prepared;
 
-/// The source's tap must hold what arrives between an unforeseen stop and the flip.
-const SOURCE_RING: u32 = 16_384;
+/// Transmit queue of the tunnel device, in packets.
+const TUNNEL_QUEUE: u32 = 16_384;
 
 /// Both data paths stand; packets are being counted.
 pub(crate) struct Armed {
     pub(crate) prepared: Prepared,
     pub(crate) hooks: Option<Hooks>,
     pub(crate) watch: Arc<Mutex<TapWatch>>,
+    /// We have told QEMU to stop the VM.
+    pub(crate) stopped: Arc<AtomicBool>,
+    /// QEMU has stopped the VM by itself.
+    pub(crate) early_stop: Option<Event>,
 }
 
 pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
@@ -63,23 +69,17 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
     let counters = TapCounters::open(&prepared.node.tap_netns, prepared.node.tap.index)
         .doing("read the tap's counters")?;
     let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
+    // The first reading says how the counters stand to each other, so the earlier the better.
+    if let Some(hooks) = &hooks {
+        lock(&watch).observe(hooks);
+    }
 
-    let raised = RaisedQueue::raise(
-        &prepared.node.tap_netlink,
-        prepared.node.tap.index,
-        SOURCE_RING,
-    )
-    .await
-    .doing("lengthen the tap's ring")?;
-    let (undo_hooks, undo_watch) = (hooks.clone(), watch.clone());
-    run.undo
-        .cleanup("length of the source tap's ring", move || {
-            restore_ring(raised, undo_watch, undo_hooks)
-        });
     Ok(Armed {
         prepared,
         hooks,
         watch,
+        stopped: Arc::new(AtomicBool::new(false)),
+        early_stop: None,
     })
 }
 
@@ -94,7 +94,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
                 remote: underlay.peer,
                 port,
                 vm_mtu: prepared.node.tap.mtu,
-                txqlen: SOURCE_RING,
+                txqlen: TUNNEL_QUEUE,
             };
             let device = Vxlan::create(&prepared.node.netlink, &spec)
                 .await
@@ -113,6 +113,10 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
             path_mtu: prepared.underlays.iter().map(|u| u.mtu).min().unwrap_or(0),
             oversize_ifindex: None,
         },
+    };
+    let tunnel_device = match &encap {
+        Encap::Device { ifindex } => Some(*ifindex),
+        Encap::Ip { .. } => None,
     };
     let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
     let spec = SourceSpec {
@@ -135,7 +139,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         .doing("enter the node's network namespace")?
         .doing("attach the source's programs")?;
     tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook.name, "counting");
-    let hooks = Hooks::new(dataplane, prepared.node.netns.clone());
+    let hooks = Hooks::new(dataplane, prepared.node.netns.clone(), tunnel_device);
     let undo = hooks.clone();
     run.undo.cleanup("source's programs", move || async move {
         tokio::task::spawn_blocking(move || undo.remove())

@@ -3,6 +3,7 @@
 //! Order is everything here. The redirect stands *before* the VM stops, and the VM stops only once
 //! QEMU has read every packet that was passed to it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
@@ -20,11 +21,15 @@ use super::Run;
 use super::arm::Armed;
 use super::finish::{Committed, Running};
 use super::peer::bad_news;
-use super::precopy::{Ready, observe_tap};
+use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
 
 /// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
 const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+/// A drain that takes longer than this means that the guest was behind.
+const BEHIND: Duration = Duration::from_millis(2);
+/// The longest that such a guest is given after its tap was empty.
+const GRACE: Duration = Duration::from_millis(50);
 /// Between two readings of the drained tap that must agree.
 const DRAIN_CONFIRM: Duration = Duration::from_micros(200);
 
@@ -66,14 +71,11 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     // While we asked, QEMU may have stopped the VM after all (its stream is held, so it can't have
     // got far, but it can have decided).
     if ready.stopped_first.is_none() {
-        while let Some(event) = ready.armed.prepared.node.events.try_recv() {
-            if event.name == EventName::Stop {
-                ready.stopped_first = Some(event);
-            }
-        }
+        ready.stopped_first = take_stop(&mut ready.armed);
     }
     let moments = match ready.stopped_first.take() {
         Some(event) => {
+            must_be_switching_over(&ready.armed).await?;
             run.report.cutover.qemu_stopped_first = true;
             tracing::warn!(
                 "QEMU stopped the VM before the redirect was in place: recovering its packets"
@@ -100,8 +102,10 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
         Some(hooks) => Some(hooks.flip().doing("flip to REDIRECT")?),
         None => None,
     };
+    run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
     let drained = drain(armed).await;
+    armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
     armed
         .prepared
@@ -130,30 +134,40 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
 /// Waits until QEMU has read every packet that was passed to the tap before the flip.
 async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
     let hooks = armed.hooks.as_ref()?;
-    let end = Instant::now() + DRAIN_BUDGET;
-    let mut confirmed = false;
+    let began = Instant::now();
+    let mut drained_since: Option<Instant> = None;
     loop {
         observe_tap(armed);
         let (drained, balance) = {
             let watch = lock(&armed.watch);
             (watch.is_drained(), watch.balance())
         };
-        if (drained && confirmed) || Instant::now() >= end {
+        let since = drained.then(|| *drained_since.get_or_insert_with(Instant::now));
+        if !drained {
+            drained_since = None;
+        }
+        let confirmed = since.is_some_and(|since| {
+            let took = since.duration_since(began);
+            // A guest that was behind may have filled its receive ring: QEMU then holds one packet that
+            // it has read already, and a stop would discard it. It is given as long again to take it.
+            let confirm = if took > BEHIND {
+                took.min(GRACE)
+            } else {
+                DRAIN_CONFIRM
+            };
+            since.elapsed() >= confirm
+        });
+        if confirmed || began.elapsed() >= DRAIN_BUDGET {
             if !drained {
                 tracing::warn!(balance = ?balance, "the guest did not read its tap in time; going on");
             }
             let passed = hooks.counters().ok()?.s2.packets;
             return Some((passed, balance?));
         }
-        confirmed = drained;
-        // Finer than the runtime's timer, and QEMU needs the processor: yield, don't sleep.
-        let pause = Instant::now()
-            + if drained {
-                DRAIN_CONFIRM
-            } else {
-                Duration::from_micros(50)
-            };
-        while Instant::now() < pause {
+        if began.elapsed() > BEHIND {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        } else {
+            // Finer than the runtime's timer: yield, don't sleep.
             tokio::task::yield_now().await;
         }
     }
@@ -181,7 +195,7 @@ async fn wait_until_loaded(
                 }
             }
             error = relay.failed(), if !loaded => {
-                return Err(MigrateError::Relay { doing: "carry the RAM stream", source: error });
+                return Err(error).doing("carry the RAM stream");
             }
             () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
             () = tokio::time::sleep_until(end) => {
@@ -224,7 +238,7 @@ impl Paused {
             Err(error) if error.never_sent() => return Err(error).doing("commit"),
             Err(source) => Running::Unknown(MigrateError::Session {
                 doing: "commit",
-                source,
+                source: Box::new(source),
             }),
         };
         Ok(Committed::new(self.armed, self.moments, running))

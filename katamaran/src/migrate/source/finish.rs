@@ -7,10 +7,9 @@ use crate::cli::SourceVm;
 use crate::deadline;
 use crate::ebpf::{FlipTime, PacketDrop};
 use crate::migrate::error::{MigrateError, chain};
-use crate::migrate::ledger::{
-    self, Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance,
-};
+use crate::migrate::ledger::{Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance};
 use crate::migrate::message::{Reply, Request, Resumed, Summary};
+use crate::migrate::reconcile;
 use crate::migrate::report::{LedgerReport, Outcome, Report};
 use crate::migrate::rollback::Undone;
 use crate::qmp::command::{QueryMigrate, Quit};
@@ -158,7 +157,8 @@ impl Committed {
     }
 
     async fn reconcile(&self, run: &mut Run) {
-        let source = self.source_ledger();
+        let mut source = self.source_ledger();
+        source.stopped_by_qemu = run.report.cutover.qemu_stopped_first;
         let request = Request::Reconcile {
             redirected: source.s3.map(|c| c.packets),
         };
@@ -184,7 +184,7 @@ impl Committed {
                 DestinationLedger::default()
             }
         };
-        let result = ledger::reconcile(&source, &destination, run.recovered);
+        let result = reconcile::reconcile(&source, &destination, run.recovered);
         run.report.verdict = result.verdict;
         run.report.unproven.clone_from(&result.unavailable);
         let report = LedgerReport::new(source, destination, run.recovered, &result);
@@ -205,7 +205,11 @@ impl Committed {
         };
         let prepared = &self.armed.prepared;
         let hop = |drop: &PacketDrop| {
-            if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index {
+            let device = Some(drop.ifindex);
+            if drop.tunnelled || device == hooks.tunnel_device() {
+                Hop::Tunnel
+            } else if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index
+            {
                 Hop::SourceTap
             } else {
                 Hop::SourceHost
@@ -219,6 +223,7 @@ impl Committed {
             tap: self.tap_balance(counters.s2.packets),
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
+            stopped_by_qemu: false,
         }
     }
 
@@ -291,7 +296,7 @@ pub(crate) fn drop_records(
 ) -> Vec<DropRecord> {
     drops
         .iter()
-        .filter(|drop| !drop.is_copy())
+        .filter(|drop| !drop.is_no_loss())
         .map(|drop| DropRecord {
             hop: hop(drop),
             reason: drop.reason.clone(),

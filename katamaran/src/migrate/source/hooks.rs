@@ -11,14 +11,25 @@ use crate::net::NetNs;
 pub(crate) struct Hooks {
     dataplane: Arc<Mutex<Option<SourceDataplane>>>,
     netns: NetNs,
+    /// Where redirected packets leave as frames, if they do.
+    tunnel_device: Option<u32>,
 }
 
 impl Hooks {
-    pub(crate) fn new(dataplane: SourceDataplane, netns: NetNs) -> Self {
+    pub(crate) fn new(
+        dataplane: SourceDataplane,
+        netns: NetNs,
+        tunnel_device: Option<u32>,
+    ) -> Self {
         Self {
             dataplane: Arc::new(Mutex::new(Some(dataplane))),
             netns,
+            tunnel_device,
         }
+    }
+
+    pub(crate) fn tunnel_device(&self) -> Option<u32> {
+        self.tunnel_device
     }
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut SourceDataplane) -> T) -> Option<T> {

@@ -75,8 +75,12 @@ pub async fn run(config: SourceConfig, bars: MultiProgress, stop: CancellationTo
 
 async fn until_commit(run: &mut Run) -> Result<finish::Committed, MigrateError> {
     run.progress.begin("prepare");
-    let prepared = prepare::prepare(run).await?;
-    run.check_interrupt()?;
+    let stop = run.stop.clone();
+    let prepared = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(MigrateError::Interrupted),
+        prepared = prepare::prepare(run) => prepared?,
+    };
     run.progress.begin("arm");
     let armed = arm::arm(prepared, run).await?;
     run.check_interrupt()?;
@@ -93,7 +97,8 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     let phase = run.progress.current();
     run.progress.begin("undo");
     let interrupted = matches!(error, MigrateError::Interrupted);
-    let touched = !error.is_refusal() || phase != "prepare";
+    // Prepare only looks.
+    let touched = phase != "prepare";
     if !interrupted {
         tracing::error!(phase, error = chain(error), "the migration failed");
     }

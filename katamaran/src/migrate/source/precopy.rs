@@ -12,6 +12,7 @@ use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{
     Capability, CapabilityState, Migrate, MigrateSetCapabilities, MigrateSetParameters,
     MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateParameters,
+    QueryStatus, RunState,
 };
 use crate::qmp::{Event, EventName};
 use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay, connector};
@@ -33,8 +34,6 @@ const UNLIMITED: u64 = 1 << 40;
 const GUARD_BANDWIDTH: u64 = 4096 * 1000;
 /// The first QEMU that knows `avail-switchover-bandwidth`.
 const HAS_GUARD_BANDWIDTH: (u32, u32) = (8, 2);
-/// From here on passed packets are also copied, in case QEMU stops first.
-const COPY_BELOW: u64 = 32 << 20;
 
 /// The VM can be stopped now; QEMU's stream is held.
 pub(crate) struct Ready {
@@ -92,6 +91,13 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         relay.shutdown().await;
         Ok(())
     });
+    // In case QEMU stops the VM by itself, before we do.
+    if let Some(hooks) = &armed.hooks {
+        hooks
+            .with(|d| d.set_copy_ring(true))
+            .transpose()
+            .doing("copy passed packets")?;
+    }
     let give_back = GiveBack::new(&armed);
     run.undo
         .on_abort("the VM's stop and its migration", move || give_back.run());
@@ -172,17 +178,10 @@ async fn converge(
     let began = Instant::now();
     let mut controller = Controller::new(run.config.downtime);
     let mut told_stalled = false;
-    let mut copying_frames = false;
     loop {
-        let info = armed
-            .prepared
-            .node
-            .qmp
-            .execute(QueryMigrate)
-            .await
-            .doing("ask how far the RAM copy is")?;
-        observe_tap(&armed);
-        if let Some(event) = take_stop(&mut armed) {
+        let early = armed.early_stop.take().or_else(|| take_stop(&mut armed));
+        if let Some(event) = early {
+            must_be_switching_over(&armed).await?;
             return Ok(Ready {
                 armed,
                 governor,
@@ -191,17 +190,16 @@ async fn converge(
                 relay,
             });
         }
+        let info = armed
+            .prepared
+            .node
+            .qmp
+            .execute(QueryMigrate)
+            .await
+            .doing("ask how far the RAM copy is")?;
+        observe_tap(&armed);
         check_status(&info)?;
         let now = reading(&info, began);
-        if !copying_frames && now.remaining < COPY_BELOW && now.syncs > 0 {
-            copying_frames = true;
-            if let Some(hooks) = &armed.hooks {
-                hooks
-                    .with(|d| d.set_copy_ring(true))
-                    .transpose()
-                    .doing("copy passed packets")?;
-            }
-        }
         let decision = controller.observe(now);
         note_ram(run, &controller, now, total(&info));
         match decision {
@@ -257,17 +255,39 @@ async fn wait(
     tokio::select! {
         biased;
         () = run.stop.cancelled() => Err(MigrateError::Interrupted),
+        event = armed.prepared.node.events.recv() => {
+            let event = event.doing("hear from QEMU")?;
+            if event.name == EventName::Stop {
+                armed.early_stop = Some(event);
+            }
+            Ok(())
+        }
         notice = armed.prepared.notices.next() => match bad_news(notice.doing("hear from the destination")?) {
             Some(error) => Err(error),
             None => Err(MigrateError::OutOfStep { what: "the RAM stream" }),
         },
-        error = relay.failed() => Err(MigrateError::Relay { doing: "carry the RAM stream", source: error }),
+        error = relay.failed() => Err(error).doing("carry the RAM stream"),
         () = tokio::time::sleep(poll) => Ok(()),
     }
 }
 
+/// Not every STOP is QEMU's own: somebody else may have paused the VM.
+pub(crate) async fn must_be_switching_over(armed: &Armed) -> Result<(), MigrateError> {
+    let status = armed
+        .prepared
+        .node
+        .qmp
+        .execute(QueryStatus)
+        .await
+        .doing("ask why the VM stopped")?;
+    match status.status {
+        RunState::FinishMigrate | RunState::Postmigrate => Ok(()),
+        other => Err(MigrateError::StoppedByOthers(other.to_string())),
+    }
+}
+
 /// The STOP event, if QEMU has sent one.
-fn take_stop(armed: &mut Armed) -> Option<Event> {
+pub(crate) fn take_stop(armed: &mut Armed) -> Option<Event> {
     while let Some(event) = armed.prepared.node.events.try_recv() {
         if event.name == EventName::Stop {
             return Some(event);

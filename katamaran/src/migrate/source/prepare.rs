@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::TunnelMode;
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
+use crate::ebpf;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{
     MigrationProtocol, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Tunnel, VXLAN_PORT,
@@ -35,6 +36,7 @@ pub(crate) struct Prepared {
 }
 
 pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
+    ebpf::object_state().doing("look at the eBPF programs")?;
     let config = &run.config;
     let node = Node::open(&config.common).await?;
     check_vm_is_free(&node).await?;
@@ -48,7 +50,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let stream = dialer
         .dial(Preamble::control(run.session))
         .await
-        .map_err(MigrateError::Connect)?;
+        .map_err(|error| MigrateError::Connect(Box::new(error)))?;
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;

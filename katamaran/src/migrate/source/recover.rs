@@ -1,6 +1,8 @@
 //! Packets that a stopped VM did not get: recovered at the source when QEMU stopped first, taken
 //! back from the destination when the migration is aborted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::control::FRAME_LIMIT;
@@ -13,7 +15,7 @@ use crate::migrate::tap_watch::{SharedWatch, lock};
 use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
 use crate::net::tapfd::{TapFrame, TapQueues};
 use crate::net::{NetError, NetNs};
-use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus};
+use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunState};
 use crate::qmp::{Event, Qmp};
 
 use super::Run;
@@ -21,16 +23,19 @@ use super::arm::Armed;
 use super::cutover::{Moments, ms_since, write_us};
 use super::hooks::Hooks;
 use super::peer::Peer;
+use super::precopy::observe_tap;
 
 /// More than any ring holds that we lengthen.
 const FRAMES_MAX: usize = 200_000;
+/// How long the ring may keep filling while it is emptied, before the flip comes all the same.
+const EMPTY_BUDGET: Duration = Duration::from_secs(2);
 /// How long a packet takes, at most, from the hook into the tap's ring.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// QEMU stopped the VM by itself while packets were still passed to it. They sit in the tap's
-/// ring, older than anything that is redirected from now on, so they go first; then the flip, then
-/// what slipped in between. The first packet after the stop is not in the ring: a stopped QEMU reads
-/// one and keeps it. It is found in the program's copies.
+/// ring, older than anything that is redirected from now on, so they are delivered first, round after
+/// round, until the ring is empty; only then the flip. The first packet after the stop is not in the
+/// ring: a stopped QEMU reads one and keeps it. It is found in the program's copies.
 pub(crate) async fn after_early_stop(
     armed: &Armed,
     run: &mut Run,
@@ -45,33 +50,52 @@ pub(crate) async fn after_early_stop(
             drained: None,
         });
     };
+    // What is copied from now on would only push the one that matters out.
+    hooks
+        .with(|d| d.set_copy_ring(false))
+        .transpose()
+        .doing("keep the copies")?;
     let queues = duplicate_tap(armed)?;
     let first = read_ring(&queues)?;
     let swallowed = swallowed_frame(hooks, &first, stop);
-    let mut older: Vec<WireFrame> = swallowed.into_iter().collect();
-    older.extend(first.iter().map(wire_frame));
-    let mut sent = inject_at_destination(&armed.prepared.peer, older).await?;
+    run.recovered.swallowed = u64::from(swallowed.is_some());
+    if swallowed.is_none() && !first.is_empty() {
+        // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
+        run.recovered.beyond_recovery = 1;
+    }
+    let mut recovery = Recovery {
+        peer: &armed.prepared.peer,
+        run,
+    };
+    recovery.deliver(swallowed.into_iter().collect()).await?;
+    recovery.deliver_from_ring(&first).await?;
+    let end = Instant::now() + EMPTY_BUDGET;
+    loop {
+        let more = read_ring(&queues)?;
+        if more.is_empty() || Instant::now() >= end {
+            recovery.deliver_from_ring(&more).await?;
+            break;
+        }
+        recovery.deliver_from_ring(&more).await?;
+    }
 
     let flip_us = now_us();
     let flip = Instant::now();
     let time = hooks.flip().doing("flip to REDIRECT")?;
-    run.report.cutover.flip_write_us = Some(write_us(time));
-    settle(armed, hooks).await;
+    recovery.run.report.cutover.flip_us = Some(flip_us);
+    recovery.run.report.cutover.flip_write_us = Some(write_us(time));
+    settle(armed).await;
     let between = read_ring(&queues)?;
-    sent += inject_at_destination(
-        &armed.prepared.peer,
-        between.iter().map(wire_frame).collect(),
-    )
-    .await?;
+    recovery.deliver_from_ring(&between).await?;
 
-    lock(&armed.watch).observe(hooks);
-    run.recovered.from_source_tap = sent;
-    run.recovered.into_destination_tap = sent;
     run.report.cutover.drained_ms = Some(ms_since(flip));
     run.report.cutover.stopped_ms = Some(0.0);
     run.report.warnings.push(format!(
-        "QEMU stopped the VM before the redirect was in place; {sent} packets were recovered from its tap"
+        "QEMU stopped the VM before the redirect was in place; {} packets were recovered from its tap{}",
+        run.recovered.into_destination_tap,
+        if run.recovered.beyond_recovery > 0 { ", one that QEMU had swallowed was not" } else { "" },
     ));
+    lock(&armed.watch).observe(hooks);
     let passed = hooks
         .counters()
         .doing("read the source's counters")?
@@ -85,6 +109,24 @@ pub(crate) async fn after_early_stop(
         stopped_us: stop.timestamp_us,
         drained: balance.map(|b| (passed, b)),
     })
+}
+
+/// Delivers what was recovered, and keeps count of it.
+struct Recovery<'a> {
+    peer: &'a Peer,
+    run: &'a mut Run,
+}
+
+impl Recovery<'_> {
+    async fn deliver_from_ring(&mut self, frames: &[TapFrame]) -> Result<(), MigrateError> {
+        self.run.recovered.from_source_tap += frames.len() as u64;
+        self.deliver(frames.iter().map(wire_frame).collect()).await
+    }
+
+    async fn deliver(&mut self, frames: Vec<WireFrame>) -> Result<(), MigrateError> {
+        self.run.recovered.into_destination_tap += inject_at_destination(self.peer, frames).await?;
+        Ok(())
+    }
 }
 
 fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
@@ -108,15 +150,16 @@ fn wire_frame(frame: &TapFrame) -> WireFrame {
 }
 
 /// Waits until what the hook passed is in the ring.
-async fn settle(armed: &Armed, hooks: &Hooks) {
+async fn settle(armed: &Armed) {
     let end = Instant::now() + SETTLE;
     while Instant::now() < end {
-        let mut watch = lock(&armed.watch);
-        watch.observe(hooks);
-        if watch.balance().is_some_and(|b| b.not_enqueued == 0) {
+        observe_tap(armed);
+        if lock(&armed.watch)
+            .balance()
+            .is_some_and(|b| b.not_enqueued == 0)
+        {
             return;
         }
-        drop(watch);
         tokio::task::yield_now().await;
     }
 }
@@ -203,6 +246,7 @@ pub(crate) struct GiveBack {
     peer: Peer,
     hooks: Option<Hooks>,
     watch: SharedWatch,
+    stopped: Arc<AtomicBool>,
     tap_netns: NetNs,
     tap: u32,
 }
@@ -215,6 +259,7 @@ impl GiveBack {
             peer: armed.prepared.peer.clone(),
             hooks: armed.hooks.clone(),
             watch: armed.watch.clone(),
+            stopped: armed.stopped.clone(),
             tap_netns: node.tap_netns.clone(),
             tap: node.tap.index,
         }
@@ -294,7 +339,9 @@ impl GiveBack {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
-        if status.running {
+        // A VM that somebody else paused stays paused.
+        let theirs = status.status == RunState::Paused && !self.stopped.load(Ordering::Relaxed);
+        if status.running || theirs {
             return Ok(());
         }
         self.qmp.execute(Cont).await.map_err(|e| chain(&e))?;

@@ -1,0 +1,434 @@
+//! Compares both halves of the ledger: does it balance, where not, and the verdict.
+//!
+//! A pure function of numbers that were read elsewhere. A number that could not be read is `None` and
+//! makes the verdict `unproven`; it is never taken for zero.
+//!
+//! Two witnesses tell of a loss: counters that do not agree, and the kernels' own reports of drops. A
+//! packet that a counter misses and a kernel reports is one packet, not two, so for every hop it matters
+//! which of its drops the counters can see. What is dropped ahead of a node's hook was never counted.
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{
+    Count, DestinationLedger, DropRecord, Hop, Imbalance, Recovered, SourceLedger, TapBalance,
+    Verdict,
+};
+
+/// Both halves, compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciled {
+    pub verdict: Verdict,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub imbalances: Vec<Imbalance>,
+    /// Counters that were not available.
+    pub unavailable: Vec<String>,
+    /// X: all drops of the VM's packets that the kernels reported.
+    pub dropped: Option<u64>,
+}
+
+/// Compares both ledgers.
+#[must_use]
+pub fn reconcile(
+    source: &SourceLedger,
+    destination: &DestinationLedger,
+    recovered: Recovered,
+) -> Reconciled {
+    let mut unavailable = Vec::new();
+    let mut need = |name: &str, known: bool| {
+        if !known {
+            unavailable.push(name.to_owned());
+        }
+    };
+    need("S1 (source hook)", source.s1.is_some());
+    need("S2 (passed on the source)", source.s2.is_some());
+    need("S3 (redirected)", source.s3.is_some());
+    need("S2' (source tap)", source.tap.is_some());
+    need("digest of S3", source.digest.is_some());
+    need("kernel drops on the source", source.drops.is_some());
+    need(
+        "what QEMU discarded when it stopped the VM by itself",
+        !source.stopped_by_qemu,
+    );
+    need("D1 (through the tunnel)", destination.d1.is_some());
+    need("D2 (directly)", destination.d2.is_some());
+    need("D3 (destination tap hook)", destination.d3.is_some());
+    need("D3' (destination tap)", destination.tap.is_some());
+    need("digest of D1", destination.digest.is_some());
+    need(
+        "kernel drops on the destination",
+        destination.drops.is_some(),
+    );
+
+    let witness = Witness::new(source, destination);
+    let balances = [
+        at_source_host(source, &witness),
+        at_source_tap(source, recovered, &witness),
+        in_tunnel(source, destination, &witness),
+        at_destination_host(destination, &witness),
+        at_destination_tap(destination, &witness),
+    ];
+    let imbalances: Vec<Imbalance> = balances
+        .into_iter()
+        .filter(|i| i.lost > 0 || i.duplicated > 0 || i.altered)
+        .collect();
+    let lost = imbalances.iter().map(|i| i.lost).sum();
+    let duplicated = imbalances.iter().map(|i| i.duplicated).sum();
+    let verdict = if !imbalances.is_empty() {
+        Verdict::Violated
+    } else if !unavailable.is_empty() {
+        Verdict::Unproven
+    } else {
+        Verdict::Proven
+    };
+    let dropped = (source.drops.is_some() && destination.drops.is_some())
+        .then(|| witness.drops.iter().map(|d| d.count).sum());
+    Reconciled {
+        verdict,
+        lost,
+        duplicated,
+        imbalances,
+        unavailable,
+        dropped,
+    }
+}
+
+fn at_source_host(source: &SourceLedger, witness: &Witness<'_>) -> Imbalance {
+    let gap = match (source.s1, source.s2, source.s3) {
+        (Some(s1), Some(s2), Some(s3)) => Gap::between(s1.packets, s2.packets + s3.packets),
+        _ => Gap::default(),
+    };
+    let ahead = witness.ahead_of_hook(Hop::SourceTap, source.tap);
+    let mut reasons = witness.reasons(Hop::SourceHost);
+    if ahead > 0 {
+        reasons.extend(witness.reasons(Hop::SourceTap));
+    }
+    Imbalance {
+        lost: gap.lost + witness.count(Hop::SourceHost) + ahead,
+        ..gap.at(Hop::SourceHost, reasons)
+    }
+}
+
+fn at_source_tap(source: &SourceLedger, recovered: Recovered, witness: &Witness<'_>) -> Imbalance {
+    // What we read out of the tap counts as read there, but not by QEMU.
+    let not_read_by_qemu = source.tap.map_or(0, TapBalance::missing)
+        + recovered.from_source_tap
+        + recovered.swallowed
+        + recovered.beyond_recovery;
+    let gap = Gap::between(not_read_by_qemu, recovered.into_destination_tap);
+    behind_hook(Hop::SourceTap, gap, source.tap, witness)
+}
+
+fn in_tunnel(
+    source: &SourceLedger,
+    destination: &DestinationLedger,
+    witness: &Witness<'_>,
+) -> Imbalance {
+    let (gap, altered) = match (packets(source.s3), packets(destination.d1)) {
+        (Some(s3), Some(d1)) => {
+            let differ =
+                matches!((source.digest, destination.digest), (Some(s), Some(d)) if s != d);
+            (Gap::between(s3, d1), s3 == d1 && differ)
+        }
+        _ => (Gap::default(), false),
+    };
+    Imbalance {
+        lost: gap.lost.max(witness.count(Hop::Tunnel)),
+        altered,
+        ..gap.at(Hop::Tunnel, witness.reasons(Hop::Tunnel))
+    }
+}
+
+fn at_destination_host(destination: &DestinationLedger, witness: &Witness<'_>) -> Imbalance {
+    let gap = match (packets(destination.d1), packets(destination.d3_tunnel)) {
+        (Some(d1), Some(d3)) => Gap::between(d1, d3),
+        _ => Gap::default(),
+    };
+    let ahead = witness.ahead_of_hook(Hop::DestinationTap, destination.tap);
+    let mut reasons = witness.reasons(Hop::DestinationHost);
+    if ahead > 0 {
+        reasons.extend(witness.reasons(Hop::DestinationTap));
+    }
+    Imbalance {
+        // Ahead of the hook is also where what came through the tunnel gets lost after D1.
+        lost: gap.lost.max(ahead) + witness.count(Hop::DestinationHost),
+        ..gap.at(Hop::DestinationHost, reasons)
+    }
+}
+
+fn at_destination_tap(destination: &DestinationLedger, witness: &Witness<'_>) -> Imbalance {
+    let gap = Gap {
+        lost: destination.tap.map_or(0, TapBalance::missing),
+        duplicated: 0,
+    };
+    behind_hook(Hop::DestinationTap, gap, destination.tap, witness)
+}
+
+/// The tap's own balance, with the drops that it explains.
+fn behind_hook(hop: Hop, gap: Gap, tap: Option<TapBalance>, witness: &Witness<'_>) -> Imbalance {
+    let behind = witness.count(hop) - witness.ahead_of_hook(hop, tap);
+    let reasons = if behind > 0 {
+        witness.reasons(hop)
+    } else {
+        Vec::new()
+    };
+    Imbalance {
+        lost: gap.lost.max(behind),
+        ..gap.at(hop, reasons)
+    }
+}
+
+fn packets(count: Option<Count>) -> Option<u64> {
+    count.map(|c| c.packets)
+}
+
+/// What the kernels of both nodes reported.
+struct Witness<'a> {
+    /// The most frequent first.
+    drops: Vec<&'a DropRecord>,
+}
+
+impl<'a> Witness<'a> {
+    fn new(source: &'a SourceLedger, destination: &'a DestinationLedger) -> Self {
+        let mut drops: Vec<&DropRecord> = source
+            .drops
+            .iter()
+            .chain(&destination.drops)
+            .flatten()
+            .collect();
+        drops.sort_by_key(|d| std::cmp::Reverse(d.count));
+        Self { drops }
+    }
+
+    fn at(&self, hop: Hop) -> impl Iterator<Item = &DropRecord> {
+        self.drops.iter().copied().filter(move |d| d.hop == hop)
+    }
+
+    fn count(&self, hop: Hop) -> u64 {
+        self.at(hop).map(|d| d.count).sum()
+    }
+
+    fn reasons(&self, hop: Hop) -> Vec<String> {
+        self.at(hop)
+            .map(|d| format!("{} in {} ({})", d.reason, d.location, d.count))
+            .collect()
+    }
+
+    /// Drops at a tap that did not happen between the hook and QEMU: the counters would miss them there.
+    /// So it was before the hook: another program, a filter, a neighbour that was not known.
+    fn ahead_of_hook(&self, tap_hop: Hop, tap: Option<TapBalance>) -> u64 {
+        tap.map_or(0, |tap| {
+            self.count(tap_hop)
+                .saturating_sub(tap.not_enqueued + tap.dropped)
+        })
+    }
+}
+
+/// What two counters say that should be equal.
+#[derive(Default, Clone, Copy)]
+struct Gap {
+    lost: u64,
+    duplicated: u64,
+}
+
+impl Gap {
+    fn between(sent: u64, arrived: u64) -> Self {
+        Self {
+            lost: sent.saturating_sub(arrived),
+            duplicated: arrived.saturating_sub(sent),
+        }
+    }
+
+    fn at(self, hop: Hop, reasons: Vec<String>) -> Imbalance {
+        Imbalance {
+            hop,
+            lost: self.lost,
+            duplicated: self.duplicated,
+            reasons,
+            altered: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(packets: u64) -> Option<Count> {
+        Some(Count {
+            packets,
+            bytes: packets * 100,
+        })
+    }
+
+    fn balanced() -> (SourceLedger, DestinationLedger) {
+        (
+            SourceLedger {
+                s1: count(1000),
+                s2: count(900),
+                s3: count(100),
+                digest: Some(7),
+                tap: Some(TapBalance::default()),
+                encap_failed: Some(0),
+                drops: Some(vec![]),
+                stopped_by_qemu: false,
+            },
+            DestinationLedger {
+                d1: count(100),
+                d2: count(50),
+                d3: count(150),
+                d3_tunnel: count(100),
+                digest: Some(7),
+                numbers_missing: Some(0),
+                tap: Some(TapBalance::default()),
+                drops: Some(vec![]),
+            },
+        )
+    }
+
+    fn verdict(s: &SourceLedger, d: &DestinationLedger) -> Reconciled {
+        reconcile(s, d, Recovered::default())
+    }
+
+    #[test]
+    fn a_balanced_ledger_is_proven() {
+        let (s, d) = balanced();
+        let r = verdict(&s, &d);
+        assert_eq!((r.verdict, r.lost, r.duplicated), (Verdict::Proven, 0, 0));
+    }
+
+    fn drops(hop: Hop, reason: &str, count: u64) -> Option<Vec<DropRecord>> {
+        Some(vec![DropRecord {
+            hop,
+            reason: reason.into(),
+            location: "__dev_queue_xmit".into(),
+            count,
+        }])
+    }
+
+    #[test]
+    fn a_loss_ahead_of_the_taps_hook_is_told_once_and_with_its_reason() {
+        let (s, mut d) = balanced();
+        d.d3_tunnel = count(93);
+        // One of them had come directly.
+        d.drops = drops(Hop::DestinationTap, "TC_EGRESS", 8);
+        let r = verdict(&s, &d);
+        assert_eq!((r.verdict, r.lost), (Verdict::Violated, 8));
+        assert_eq!(r.imbalances.len(), 1);
+        assert_eq!(r.imbalances[0].hop, Hop::DestinationHost);
+        assert!(r.imbalances[0].reasons[0].contains("TC_EGRESS"));
+    }
+
+    #[test]
+    fn a_loss_behind_the_taps_hook_is_told_once_and_with_its_reason() {
+        let (s, mut d) = balanced();
+        d.tap = Some(TapBalance {
+            not_enqueued: 7,
+            ..TapBalance::default()
+        });
+        d.drops = drops(Hop::DestinationTap, "TC_EGRESS", 7);
+        let r = verdict(&s, &d);
+        assert_eq!((r.lost, r.imbalances.len()), (7, 1));
+        assert_eq!(r.imbalances[0].hop, Hop::DestinationTap);
+        assert!(r.imbalances[0].reasons[0].contains("TC_EGRESS"));
+    }
+
+    #[test]
+    fn a_loss_in_the_tunnel_that_a_node_saw_is_told_once() {
+        let (mut s, mut d) = balanced();
+        (d.d1, d.d3_tunnel) = (count(95), count(95));
+        s.drops = drops(Hop::Tunnel, "TC_EGRESS", 5);
+        let r = verdict(&s, &d);
+        assert_eq!((r.lost, r.imbalances.len()), (5, 1));
+        assert_eq!(r.imbalances[0].hop, Hop::Tunnel);
+    }
+
+    #[test]
+    fn losses_at_several_hops_add_up() {
+        let (mut s, mut d) = balanced();
+        s.drops = drops(Hop::SourceHost, "NETFILTER_DROP", 2);
+        s.tap = Some(TapBalance {
+            dropped: 3,
+            ..TapBalance::default()
+        });
+        (d.d1, d.d3_tunnel) = (count(96), count(96));
+        d.tap = Some(TapBalance {
+            unread: 1,
+            ..TapBalance::default()
+        });
+        let r = verdict(&s, &d);
+        let lost: Vec<u64> = r.imbalances.iter().map(|i| i.lost).collect();
+        assert_eq!((r.lost, lost), (10, vec![2, 3, 4, 1]));
+    }
+
+    #[test]
+    fn a_loss_and_a_duplicate_do_not_cancel_out() {
+        let (s, mut d) = balanced();
+        d.digest = Some(8);
+        let r = verdict(&s, &d);
+        assert_eq!(r.verdict, Verdict::Violated);
+        assert!(r.imbalances[0].altered);
+    }
+
+    #[test]
+    fn duplicates_are_not_losses() {
+        let (s, mut d) = balanced();
+        d.d1 = count(103);
+        d.d3_tunnel = count(103);
+        let r = verdict(&s, &d);
+        assert_eq!((r.verdict, r.lost, r.duplicated), (Verdict::Violated, 0, 3));
+    }
+
+    #[test]
+    fn what_is_left_in_a_tap_is_lost_unless_it_was_recovered() {
+        let (mut s, d) = balanced();
+        s.tap = Some(TapBalance {
+            unread: 12,
+            ..TapBalance::default()
+        });
+        assert_eq!(verdict(&s, &d).lost, 12);
+        s.tap = Some(TapBalance::default());
+        let recovered = Recovered {
+            from_source_tap: 11,
+            swallowed: 1,
+            into_destination_tap: 12,
+            ..Recovered::default()
+        };
+        assert_eq!(reconcile(&s, &d, recovered).verdict, Verdict::Proven);
+        let short = Recovered {
+            beyond_recovery: 1,
+            ..recovered
+        };
+        assert_eq!(reconcile(&s, &d, short).lost, 1);
+    }
+
+    #[test]
+    fn a_vm_that_qemu_stopped_by_itself_is_never_proven() {
+        let (mut s, d) = balanced();
+        s.stopped_by_qemu = true;
+        assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
+    }
+
+    #[test]
+    fn a_drop_that_only_the_kernel_saw_is_a_violation() {
+        let (mut s, d) = balanced();
+        s.drops = Some(vec![DropRecord {
+            hop: Hop::SourceHost,
+            reason: "NETFILTER_DROP".into(),
+            location: "nf_hook_slow".into(),
+            count: 2,
+        }]);
+        assert_eq!(verdict(&s, &d).lost, 2);
+    }
+
+    #[test]
+    fn a_counter_that_was_not_read_is_never_a_zero() {
+        let (s, mut d) = balanced();
+        d.drops = None;
+        let r = verdict(&s, &d);
+        assert_eq!((r.verdict, r.dropped), (Verdict::Unproven, None));
+        assert_eq!(r.unavailable, ["kernel drops on the destination"]);
+        d.d1 = None;
+        assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
+    }
+}

@@ -1,0 +1,12 @@
+//! Real migrations: two nodes, QEMU guests, traffic through them, and a look at what is left.
+//!
+//! Each test boots guests of its own; run them one at a time (`--test-threads=1`), for all of them
+//! want the whole machine.
+#![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
+
+mod cancel;
+mod ledger;
+mod perfect;
+mod rules;
+mod support;
+mod tcx;

@@ -1,0 +1,27 @@
+//! What people look at: the demo, the comparison, the soak.
+//!
+//! All of them play the same [`scene`], take their figures from [`figures`], and print plain text that fits
+//! 80 columns.
+//!
+//! | figure | what it is |
+//! |---|---|
+//! | gap | the longest time around the cutover, from 1 s before V's STOP to 1 s after it, in which the client had something outstanding and got no answer |
+//! | calm | the same, over as long a time before the migration: what the machine does by itself |
+//! | downtime | STOP to RESUME, by QEMU's own events |
+//! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
+
+mod compare;
+mod cutover;
+mod demo;
+mod figures;
+mod live;
+mod scene;
+mod screen;
+mod soak;
+mod spread;
+mod table;
+
+pub use self::demo::demo;
+pub use self::scene::Scene;
+pub use self::screen::Screen;
+pub use self::soak::{SoakOptions, soak};
