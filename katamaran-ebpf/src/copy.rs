@@ -22,7 +22,7 @@ pub(crate) fn keep(skb: &Skb) {
     }
     // Changes nothing; older verifiers (6.1) learn a lower bound from arithmetic, not from a comparison.
     let captured = (opaque(captured - 1) & (LIMIT - 1)) + 1;
-    // SAFETY: a valid element; the number picks a different one for each of the next 64 frames.
+    // SAFETY: a valid element; frames less than a ring apart have different ones.
     unsafe {
         // A reader that sees 0 knows that the slot is being written.
         write_volatile(addr_of_mut!((*slot).number), 0);

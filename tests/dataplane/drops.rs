@@ -8,11 +8,13 @@ use crate::require::require;
 use crate::traffic::{Receiver, Sender};
 use crate::wire::Wire;
 
-/// A filter that drops everything: one instruction of classic BPF, "the whole packet matches", and a
-/// device that is down. (Blanks inside arguments are written `_`.)
-const DROP_ALL: &str = "bpf bytecode 1,6_0_0_4294967295 action mirred egress redirect dev down0";
+/// Classic BPF: the whole packet matches. (Blanks inside arguments are written `_`.)
+const EVERYTHING: &str = "1,6_0_0_4294967295";
+/// Classic BPF: byte 23 of the frame, the IPv4 header's protocol, is 4. Not the neighbour requests.
+const TUNNELLED: &str = "4,48_0_0_23,21_0_1_4,6_0_0_4294967295,6_0_0_0";
 
-fn drop_all_at(netns: &Netns, device: &str) {
+/// Drops what matches on its way out of a device: sends it to one that is down.
+fn drop_at(netns: &Netns, device: &str, matching: &str) {
     netns.ip("link add down0 type veth peer name down1");
     // Ours may be there already, on kernels without TCX.
     if !netns
@@ -21,9 +23,10 @@ fn drop_all_at(netns: &Netns, device: &str) {
     {
         netns.command("tc", &format!("qdisc add dev {device} clsact"));
     }
+    let filter = format!("bpf bytecode {matching} action mirred egress redirect dev down0");
     netns.command(
         "tc",
-        &format!("filter add dev {device} egress prio 9 {DROP_ALL}"),
+        &format!("filter add dev {device} egress prio 9 {filter}"),
     );
 }
 
@@ -55,7 +58,7 @@ fn drops_on_the_way_to_the_tap_have_the_kernels_reason() {
     lab.a.netns.command("nft", "delete table inet ktmt");
 
     // A filter on the tap: behind our hook.
-    drop_all_at(&lab.a.netns, "vtap");
+    drop_at(&lab.a.netns, "vtap", EVERYTHING);
     sender.send(5, 100);
     wait_until("the filter's drops are seen", || {
         count(&reasons(), "TC_EGRESS") == 5
@@ -104,7 +107,7 @@ fn a_loss_in_the_tunnel_shows_in_counters_numbers_and_digests() {
     });
 
     // The fabric loses three and repeats two.
-    drop_all_at(&lab.fabric, "to82");
+    drop_at(&lab.fabric, "to82", TUNNELLED);
     sender.send(3, 100);
     wait_until("three are sent", || {
         source.counters().unwrap().s3.packets == 13

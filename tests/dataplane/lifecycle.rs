@@ -6,7 +6,7 @@ use aya::programs::loaded_programs;
 use katamaran::ebpf::{AttachPreference, EbpfError, SourceDataplane, stale_sessions, sweep};
 
 use crate::lab::{Lab, ROOMY, V4};
-use crate::netns::wait_until;
+use crate::netns::{Netns, wait_until};
 use crate::require::require;
 use crate::traffic::{Receiver, Sender};
 
@@ -137,6 +137,29 @@ fn a_sweep_removes_what_a_dead_process_left() {
     assert!(swept[0].outcome.is_ok(), "{swept:?}");
     assert_eq!(lab.pins(), BTreeSet::new());
     assert_eq!(programs_at(&lab, "vtap"), BTreeSet::new());
+}
+
+#[test]
+fn a_filter_is_swept_in_its_own_namespace_or_with_it() {
+    require!("a_filter_is_swept_in_its_own_namespace_or_with_it");
+    let mut lab = Lab::new(ROOMY);
+    let mut spec = lab.source_spec();
+    spec.attach = AttachPreference::Clsact;
+    lab.arm_source(&spec).abandon();
+    let session = lab.session;
+    let sweep_from = |netns: &Netns| {
+        let mut swept = netns.run(|| sweep(|found| found == session)).unwrap();
+        assert_eq!(swept.len(), 1);
+        swept.remove(0).outcome
+    };
+    let elsewhere = sweep_from(&lab.b.netns);
+    assert!(
+        matches!(elsewhere, Err(EbpfError::OtherNamespace { .. })),
+        "{elsewhere:?}"
+    );
+    lab.a.netns = Netns::new("instead");
+    sweep_from(&lab.b.netns).unwrap();
+    assert_eq!(lab.pins(), BTreeSet::new());
 }
 
 #[test]

@@ -364,9 +364,15 @@ fn detach_filter(pin: &Path, name: &str) -> Result<(), EbpfError> {
         return Ok(());
     };
     if netns != device::netns_inum()?.to_string() {
-        return Err(EbpfError::OtherNamespace {
-            pin: pin.to_owned(),
-        });
+        let alive = netns.parse().is_ok_and(device::netns_is_alive);
+        // Its filters went with a namespace that is gone.
+        return if alive {
+            Err(EbpfError::OtherNamespace {
+                pin: pin.to_owned(),
+            })
+        } else {
+            Ok(())
+        };
     }
     let Some((ifindex, interface)) = ifindex
         .parse()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_indextoname;
@@ -58,4 +59,12 @@ pub(super) fn netns_inum() -> Result<u64, EbpfError> {
     let metadata = fs::metadata("/proc/thread-self/ns/net")
         .map_err(|source| EbpfError::Namespace { source })?;
     Ok(metadata.ino())
+}
+
+/// Whether a process is in a network namespace, or it has a name.
+pub(super) fn netns_is_alive(inum: u64) -> bool {
+    let is_it = |path: PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inum);
+    let entries = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
+    entries("/run/netns").any(|name| is_it(name.path()))
+        || entries("/proc").any(|process| is_it(process.path().join("ns/net")))
 }

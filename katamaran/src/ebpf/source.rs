@@ -200,7 +200,7 @@ impl SourceDataplane {
         )
     }
 
-    /// The last frames (at most 64) that were passed to the tap while the copy ring was on, oldest
+    /// The last frames (at most `COPY_SLOTS`) that were passed to the tap while the copy ring was on, oldest
     /// first.
     ///
     /// # Errors
