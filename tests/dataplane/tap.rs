@@ -14,6 +14,10 @@ const IFF_VNET_HDR: i16 = 0x4000;
 /// Checksum, TCP v4 and v6, and (Linux 6.2) UDP v4 and v6 segmentation.
 const OFFLOADS: [libc::c_uint; 2] = [0x01 | 0x02 | 0x04 | 0x20 | 0x40, 0x01 | 0x02 | 0x04];
 
+/// Longer than any window of TCP: what is dropped is then dropped on purpose, not for want of a
+/// reader that got no CPU. Set while the device is down: on a live one it would drop packets.
+const RING_PACKETS: u32 = 16_384;
+
 /// Creates a tap in a namespace and returns its descriptor, which does not block.
 pub(crate) fn open(netns: &Netns, name: &str, mac: &str) -> File {
     let file = netns.run(|| {
@@ -26,7 +30,10 @@ pub(crate) fn open(netns: &Netns, name: &str, mac: &str) -> File {
         attach(&file, name);
         file
     });
-    netns.ip(&format!("link set {name} address {mac} up"));
+    netns.ip(&format!(
+        "link set {name} address {mac} txqueuelen {RING_PACKETS}"
+    ));
+    netns.ip(&format!("link set {name} up"));
     file
 }
 

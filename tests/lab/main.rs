@@ -195,11 +195,14 @@ fn the_leak_checker_finds_what_was_planted_and_nothing_else() {
     ] {
         assert!(diff.contains(planted), "{planted} is not in\n{diff}");
     }
-    a.ip("link del ktmleft
-          route del 10.9.9.9/32
-          link set tap0 txqueuelen 5000
-          neigh del 10.0.0.2 dev eth0")
-        .unwrap();
+    a.ip(&format!(
+        "link del ktmleft
+         route del 10.9.9.9/32
+         link set tap0 txqueuelen {}
+         neigh del 10.0.0.2 dev eth0",
+        LabConfig::default().tap_queue
+    ))
+    .unwrap();
     a.command("tc", &["qdisc", "del", "dev", "tap0", "clsact"])
         .unwrap();
     before
