@@ -107,6 +107,12 @@ pub struct MigrateArgs {
     /// Write the JSON report here
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Serve Prometheus metrics at http://ADDR:PORT/metrics while running
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<String>,
+    /// Add metrics to this *.prom file, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
     /// Exit with status 3 unless the verdict is `proven`
     #[arg(long)]
     pub require_zero_drop: bool,

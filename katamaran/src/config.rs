@@ -1,6 +1,8 @@
 //! Validated settings. Nothing here touches the machine: what is wrong with a command line is
 //! known before the first socket is opened.
 
+mod metrics;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{MigrateArgs, SourceVm};
+
+pub use metrics::MetricsConfig;
 
 /// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
 /// migration is not live.
@@ -47,6 +51,7 @@ pub struct CommonConfig {
     pub tunnel: TunnelMode,
     pub report: Option<PathBuf>,
     pub require_zero_drop: bool,
+    pub metrics: MetricsConfig,
 }
 
 /// The node that runs the VM.
@@ -88,6 +93,15 @@ impl fmt::Display for UsageError {
 }
 
 impl Config {
+    /// What both sides know.
+    #[must_use]
+    pub fn common(&self) -> &CommonConfig {
+        match self {
+            Self::Source(config) => &config.common,
+            Self::Destination(config) => &config.common,
+        }
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
@@ -258,6 +272,7 @@ fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig
         tunnel,
         report: args.report.clone(),
         require_zero_drop: args.require_zero_drop,
+        metrics: MetricsConfig::from_args(args, problems),
     })
 }
 

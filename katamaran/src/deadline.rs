@@ -65,6 +65,15 @@ pub const COMMIT: Duration = Duration::from_secs(25);
 /// The destination's ledger or its clean-up: both wait for counters to come to rest.
 pub const RECONCILE: Duration = Duration::from_secs(15);
 
+/// One scrape, from its connection to the end of its answer.
+pub const METRICS_REQUEST: Duration = Duration::from_secs(5);
+
+/// Between two writes of the metrics file while a migration goes on.
+pub const METRICS_PERIOD: Duration = Duration::from_secs(2);
+
+/// For the other katamarans on this node to be done with the metrics file.
+pub const METRICS_LOCK: Duration = Duration::from_secs(5);
+
 /// Undoing everything, on every way out.
 pub const UNDO: Duration = Duration::from_secs(9);
 

@@ -6,6 +6,7 @@ pub mod control;
 pub mod deadline;
 pub mod discover;
 pub mod ebpf;
+pub mod metrics;
 pub mod migrate;
 pub mod net;
 mod open_enum;

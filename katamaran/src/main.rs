@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use katamaran::cli::{self, Command, MigrateArgs};
 use katamaran::config::Config;
-use katamaran::migrate::{destination, progress, report::Report, source, summary};
+use katamaran::metrics::{Exporter, MetricsError, Role};
+use katamaran::migrate::progress::{self, Outlets};
+use katamaran::migrate::{chain, destination, measured, report::Report, source, summary};
 use katamaran::{shutdown, telemetry};
 
 /// Bad usage, or refused before anything was touched.
@@ -34,6 +36,10 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
     if let Err(error) = telemetry::init(args.log_format, &args.log_level, bars.clone()) {
         return fail(USAGE, format_args!("{error}"));
     }
+    let exporter = match exporter(&config) {
+        Ok(exporter) => exporter,
+        Err(error) => return fail(USAGE, format_args!("{}", chain(&error))),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -43,10 +49,17 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
     };
     let report = runtime.block_on(async {
         let stop = shutdown::on_signals()?;
-        Ok::<_, std::io::Error>(match config {
-            Config::Source(config) => source::run(*config, bars, stop).await,
-            Config::Destination(config) => destination::run(*config, bars, stop).await,
-        })
+        let metrics = exporter.metrics();
+        let outlets = Outlets { bars, metrics };
+        let exporting = exporter.start();
+        let report = match config {
+            Config::Source(config) => source::run(*config, outlets, stop).await,
+            Config::Destination(config) => destination::run(*config, outlets, stop).await,
+        };
+        if let Err(error) = exporting.finish(&measured(&report)).await {
+            fail(1, format_args!("count this migration: {}", chain(&error)));
+        }
+        Ok::<_, std::io::Error>(report)
     });
     let report = match report {
         Ok(report) => report,
@@ -62,6 +75,15 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         );
     }
     ExitCode::from(report.exit_code(args.require_zero_drop))
+}
+
+fn exporter(config: &Config) -> Result<Exporter, MetricsError> {
+    let role = match config {
+        Config::Source(_) => Role::Source,
+        Config::Destination(_) => Role::Destination,
+    };
+    let to = &config.common().metrics;
+    Exporter::open(role, to.listen, to.file.as_deref())
 }
 
 #[expect(

@@ -123,6 +123,18 @@ impl Controller {
         self.dirty_rate
     }
 
+    /// The bandwidth, once there was a stretch to measure.
+    #[must_use]
+    pub fn measured_bandwidth(&self) -> Option<f64> {
+        (self.bandwidth != ASSUMED_BANDWIDTH).then_some(self.bandwidth)
+    }
+
+    /// The dirty rate, once a sync told it.
+    #[must_use]
+    pub fn measured_dirty_rate(&self) -> Option<f64> {
+        self.best_after_sync.map(|_| self.dirty_rate)
+    }
+
     /// Whether passes stopped getting shorter while the predicted pause is still too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {

@@ -8,6 +8,7 @@ pub mod convergence;
 pub mod destination;
 mod error;
 pub mod ledger;
+mod measured;
 pub mod message;
 mod node;
 pub mod progress;
@@ -20,3 +21,4 @@ pub mod tap_account;
 mod tap_watch;
 
 pub use error::{MigrateError, chain};
+pub use measured::measured;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::PhaseTime;
+use crate::metrics::{self, Metrics};
+use crate::session_id::SessionId;
 
 /// Microseconds since the epoch, now.
 #[must_use]
@@ -27,10 +29,20 @@ pub fn bars() -> MultiProgress {
     MultiProgress::with_draw_target(target)
 }
 
+/// Where progress is shown: to a person and to Prometheus.
+#[derive(Debug, Clone)]
+pub struct Outlets {
+    pub bars: MultiProgress,
+    pub metrics: Metrics,
+}
+
+const MIB: f64 = 1048576.0;
+
 /// Times the phases and shows them.
 #[derive(Debug)]
 pub struct Progress {
     bars: MultiProgress,
+    metrics: Metrics,
     phases: Vec<PhaseTime>,
     current: Option<(&'static str, Instant)>,
     ram: Option<ProgressBar>,
@@ -44,9 +56,10 @@ pub struct RamProgress {
     pub remaining: u64,
     pub transferred: u64,
     pub pass: u64,
+    /// Bytes per second, once measured.
+    pub bandwidth: Option<f64>,
     /// Bytes per second.
-    pub bandwidth: f64,
-    pub dirty_rate: f64,
+    pub dirty_rate: Option<f64>,
     pub predicted: Duration,
     pub limit: Duration,
 }
@@ -54,9 +67,10 @@ pub struct RamProgress {
 impl Progress {
     /// Nothing has begun yet.
     #[must_use]
-    pub fn new(bars: MultiProgress) -> Self {
+    pub fn new(outlets: Outlets) -> Self {
         Self {
-            bars,
+            bars: outlets.bars,
+            metrics: outlets.metrics,
             phases: Vec::new(),
             current: None,
             ram: None,
@@ -64,9 +78,21 @@ impl Progress {
         }
     }
 
+    /// What Prometheus is told.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The migration begins: on the destination, a source has come.
+    pub fn start(&self, session: SessionId) {
+        self.metrics.begin(session);
+    }
+
     /// Ends the phase that runs, if any, and begins another.
     pub fn begin(&mut self, name: &'static str) {
         self.end();
+        self.metrics.phase(name);
         self.current = Some((name, Instant::now()));
         self.phases.push(PhaseTime {
             name: name.to_owned(),
@@ -114,31 +140,33 @@ impl Progress {
         reason = "shown rounded"
     )]
     pub fn ram(&mut self, p: RamProgress) {
-        const MIB: f64 = 1048576.0;
+        // QEMU does not know its RAM in the first moments.
+        if p.total == 0 {
+            return;
+        }
+        self.metrics.ram(p.into());
         let done = p.total.saturating_sub(p.remaining);
         let detail = format!(
-            "pass {}, {:.0} MiB/s, guest dirties {:.1} MiB/s, pause now {:.0} ms (limit {})",
+            "pass {}, {} MiB/s, guest dirties {} MiB/s, pause now {:.0} ms (limit {})",
             p.pass,
-            p.bandwidth / MIB,
-            p.dirty_rate / MIB,
+            mib(p.bandwidth, 0),
+            mib(p.dirty_rate, 1),
             p.predicted.as_secs_f64() * 1000.0,
             p.limit.as_millis(),
         );
         if self.bars.is_hidden() {
             if self.last_line.elapsed() >= Duration::from_secs(1) {
                 self.last_line = Instant::now();
-                let eta = Duration::from_secs_f64((p.remaining as f64 / p.bandwidth).min(86_400.0));
+                let eta = p
+                    .bandwidth
+                    .map(|b| (p.remaining as f64 / b).min(86_400.0) as u64);
                 tracing::info!(
                     percent = (100 * done).checked_div(p.total).unwrap_or(0),
                     remaining_mib = (p.remaining as f64 / MIB) as u64,
-                    eta_s = eta.as_secs(),
+                    eta_s = eta,
                     "RAM: {detail}"
                 );
             }
-            return;
-        }
-        // QEMU does not know its RAM in the first moments.
-        if p.total == 0 {
             return;
         }
         let bar = self.ram.get_or_insert_with(|| {
@@ -153,4 +181,26 @@ impl Progress {
         bar.set_position(done);
         bar.set_message(detail);
     }
+}
+
+impl From<RamProgress> for metrics::Ram {
+    fn from(p: RamProgress) -> Self {
+        Self {
+            total_bytes: p.total,
+            transferred_bytes: p.transferred,
+            remaining_bytes: p.remaining,
+            passes: p.pass,
+            bandwidth: p.bandwidth,
+            dirty_rate: p.dirty_rate,
+            predicted_downtime: p.bandwidth.is_some().then_some(p.predicted),
+        }
+    }
+}
+
+/// MiB per second, or `?` before the first measurement.
+fn mib(rate: Option<f64>, decimals: usize) -> String {
+    rate.map_or_else(
+        || "?".to_owned(),
+        |rate| format!("{:.decimals$}", rate / MIB),
+    )
 }

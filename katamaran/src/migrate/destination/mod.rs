@@ -9,13 +9,12 @@ mod stage;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use indicatif::MultiProgress;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Doing as _, MigrateError, chain};
 use super::node::Node;
-use super::progress::Progress;
+use super::progress::{Outlets, Progress};
 use super::report::{Outcome, Report, Role};
 use crate::config::DestinationConfig;
 use crate::control::{Listener, plaintext};
@@ -26,12 +25,8 @@ use crate::session_id::SessionId;
 pub(crate) use session::End;
 
 /// Takes one VM in. Never fails: how it ended is in the report.
-pub async fn run(
-    config: DestinationConfig,
-    bars: MultiProgress,
-    stop: CancellationToken,
-) -> Report {
-    let mut progress = Progress::new(bars);
+pub async fn run(config: DestinationConfig, outlets: Outlets, stop: CancellationToken) -> Report {
+    let mut progress = Progress::new(outlets);
     let mut report = Report::new(SessionId(0), Role::Destination);
     progress.begin("wait for the source");
     match take_in(&config, &mut progress, &mut report, &stop).await {
@@ -97,6 +92,7 @@ async fn take_in(
         }
     };
     report.session = incoming.session;
+    progress.start(incoming.session);
     let end = session::serve(node, incoming, progress, report, stop).await;
     // Nobody is served any more; a hung peer must not hold us up.
     if tokio::time::timeout(deadline::CONTROL_CLOSE, listener.shutdown())

@@ -20,12 +20,11 @@ mod recover;
 pub(crate) use finish::drop_records;
 pub(crate) use recover::inject;
 
-use indicatif::MultiProgress;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{MigrateError, chain};
 use super::ledger::Recovered;
-use super::progress::Progress;
+use super::progress::{Outlets, Progress};
 use super::report::{Outcome, Report, Role};
 use super::rollback::UndoStack;
 use crate::config::SourceConfig;
@@ -56,17 +55,18 @@ impl Run {
 }
 
 /// Migrates the VM. Never fails: how it ended is in the report.
-pub async fn run(config: SourceConfig, bars: MultiProgress, stop: CancellationToken) -> Report {
+pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken) -> Report {
     let session = SessionId::random();
     let mut run = Run {
         config,
         session,
         stop,
-        progress: Progress::new(bars),
+        progress: Progress::new(outlets),
         report: Report::new(session, Role::Source),
         recovered: Recovered::default(),
         undo: UndoStack::default(),
     };
+    run.progress.start(session);
     match until_commit(&mut run).await {
         Ok(committed) => committed.finish(run).await,
         Err(error) => abort(run, &error).await,

@@ -342,8 +342,8 @@ fn note_ram(run: &mut Run, controller: &Controller, now: Reading, total: u64) {
         remaining: now.remaining,
         transferred: now.transferred,
         pass: now.syncs,
-        bandwidth: controller.bandwidth(),
-        dirty_rate: controller.dirty_rate(),
+        bandwidth: controller.measured_bandwidth(),
+        dirty_rate: controller.measured_dirty_rate(),
         predicted: controller.predict(now),
         limit: run.config.downtime,
     });
