@@ -73,6 +73,41 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "crate::migrate",
         "leaves do not import upwards",
     ),
+    (
+        "katamaran/src/metrics",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
+    (
+        "katamaran/src/metrics",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/metrics",
+        "crate::net",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/metrics",
+        "crate::ebpf",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/metrics",
+        "crate::control",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/metrics",
+        "crate::relay",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/migrate",
+        "prometheus::",
+        "the exposition format stays in metrics",
+    ),
     ("katamaran/src/migrate", "use aya", "aya stays in ebpf"),
     (
         "katamaran/src/migrate",
