@@ -28,6 +28,8 @@ fn help_explains_the_flags_and_the_exit_status() {
             "--require-zero-drop",
             "--tls-dir",
             "--insecure-plaintext",
+            "--metrics-listen",
+            "--metrics-file",
             "--log-format",
             "--log-level",
             "Exit status:",

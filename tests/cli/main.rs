@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod help;
+mod metrics;
 mod monitor;
 mod report;
 mod support;

@@ -7,6 +7,7 @@
 mod cancel;
 mod failure;
 mod ledger;
+mod metrics;
 mod perfect;
 mod refusal;
 mod rules;
