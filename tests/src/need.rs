@@ -3,6 +3,8 @@
 //! A test whose needs are not met prints `SKIP name: reason` and passes, unless `KATAMARAN_REQUIRE`
 //! (a comma-separated list: `root`, `lab`) says that the machine is meant to have it.
 
+use std::process::Command;
+
 use crate::lab::{GuestImage, cache_dir};
 
 /// One thing that a test needs.
@@ -14,6 +16,8 @@ pub enum Need {
     Bpf,
     /// What `scripts/setup.sh lab` installs: both QEMUs and a guest kernel.
     Lab,
+    /// Prometheus' `promtool`: at `$PROMTOOL`, or on the path.
+    Promtool,
 }
 
 impl Need {
@@ -22,6 +26,7 @@ impl Need {
             Self::Root => "root",
             Self::Bpf => "bpf",
             Self::Lab => "qemu",
+            Self::Promtool => "promtool",
         }
     }
 
@@ -37,8 +42,19 @@ impl Need {
                 Some("no QEMU 10.0: run scripts/setup.sh lab".to_owned())
             }
             Self::Lab => GuestImage::prepare().err().map(|err| format!("{err:#}")),
+            Self::Promtool => promtool()
+                .arg("--version")
+                .output()
+                .err()
+                .map(|err| format!("promtool: {err}")),
         }
     }
+}
+
+/// `promtool`, without arguments.
+#[must_use]
+pub fn promtool() -> Command {
+    Command::new(std::env::var_os("PROMTOOL").unwrap_or_else(|| "promtool".into()))
 }
 
 /// Whether the test may run; if not, says so on standard output.

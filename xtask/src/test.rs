@@ -112,6 +112,10 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
         "command line",
         cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]),
     );
+    steps.command(
+        "the documentation is true",
+        cargo(root).args(["test", "-p", "katamaran-tests", "--test", "docs"]),
+    );
 }
 
 fn shell_scripts(root: &Path) -> Result<(), String> {
