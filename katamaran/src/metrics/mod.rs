@@ -8,7 +8,7 @@
 //! | `--metrics-listen` | this process: gauges of its migration, counters from 0 | while it runs |
 //! | `--metrics-file` | this node: the gauges of all migrations in progress, counters over all runs | for good |
 //!
-//! A value that was not measured is absent, never 0. [`catalogue`] lists every metric.
+//! A value that was not measured is absent, never 0. [`catalogue()`] lists every metric.
 
 mod catalogue;
 mod decode;
