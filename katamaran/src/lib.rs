@@ -8,6 +8,7 @@ pub mod discover;
 pub mod ebpf;
 pub mod metrics;
 pub mod migrate;
+pub mod nbd;
 pub mod net;
 mod open_enum;
 mod prompt_writer;

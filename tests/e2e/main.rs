@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod cancel;
+mod disk_failure;
+mod disks;
 mod failure;
 mod ledger;
 mod metrics;

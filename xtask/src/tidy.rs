@@ -74,6 +74,11 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "leaves do not import upwards",
     ),
     (
+        "katamaran/src/nbd",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
         "katamaran/src/metrics",
         "crate::migrate",
         "leaves do not import upwards",
@@ -107,6 +112,11 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "katamaran/src/migrate",
         "prometheus::",
         "the exposition format stays in metrics",
+    ),
+    (
+        "katamaran/src/nbd",
+        "crate::migrate",
+        "leaves do not import upwards",
     ),
     ("katamaran/src/migrate", "use aya", "aya stays in ebpf"),
     (
