@@ -9,6 +9,7 @@ pub mod ebpf;
 pub mod migrate;
 pub mod net;
 mod open_enum;
+mod pidfd;
 mod prompt_writer;
 pub mod qmp;
 pub mod relay;
