@@ -17,3 +17,4 @@ pub mod session_id;
 pub mod shutdown;
 pub mod stream;
 pub mod telemetry;
+pub mod volume;

@@ -73,6 +73,21 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "crate::migrate",
         "leaves do not import upwards",
     ),
+    (
+        "katamaran/src/volume",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/volume",
+        "crate::net",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/volume",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
     ("katamaran/src/migrate", "use aya", "aya stays in ebpf"),
     (
         "katamaran/src/migrate",
