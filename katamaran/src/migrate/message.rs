@@ -4,6 +4,7 @@
 //!   source                                    destination
 //!     Hello ───────────────────────────────────▶ versions
 //!     Prepare ─────────────────────────────────▶ compare the two VMs, find the tap
+//!     Attach (only with shared volumes) ───────▶ it has the same ones, and nobody else has
 //!     Arm ─────────────────────────────────────▶ tunnel end, delivery, buffer
 //!     Incoming ────────────────────────────────▶ QEMU listens for RAM
 //!                 (RAM travels on connections of its own)
@@ -26,10 +27,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{DestinationLedger, Verdict};
 use super::report::LedgerReport;
+use super::shared::wire::{SharedAnswer, SharedOffer};
 use crate::control::Protocol;
 
 /// The version of these messages that this build speaks.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// UDP port of the vxlan fallback (IANA's is 4789, which a CNI may own).
 pub const VXLAN_PORT: u16 = 7483;
@@ -52,6 +54,7 @@ pub enum Request {
         software: String,
     },
     Prepare(VmDescription),
+    Attach(SharedOffer),
     Arm(Arm),
     Incoming {
         multifd_channels: u8,
@@ -80,6 +83,7 @@ pub enum Reply {
         software: String,
     },
     Prepared(Prepared),
+    Attached(SharedAnswer),
     Armed {
         buffer: Buffer,
     },

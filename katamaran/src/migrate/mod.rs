@@ -14,6 +14,7 @@ pub mod progress;
 pub mod reconcile;
 pub mod report;
 pub mod rollback;
+pub mod shared;
 pub mod source;
 pub mod summary;
 pub mod tap_account;

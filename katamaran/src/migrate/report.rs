@@ -11,6 +11,7 @@ use super::ledger::{
 use super::message::{Buffer, Tunnel};
 use super::reconcile::Reconciled;
 use super::rollback::Undone;
+use super::shared::report::SharedVolumeReport;
 use crate::session_id::SessionId;
 
 /// Version of this format.
@@ -24,6 +25,9 @@ pub enum Outcome {
     Migrated,
     /// The VM runs on the source.
     Failed,
+    /// The VM runs on the source: the time that the user allows was over (`--migration-timeout`).
+    #[serde(rename = "timeout")]
+    TimedOut,
     /// Refused before anything was touched.
     Refused,
     /// Stopped by a signal; the VM runs on the source.
@@ -185,6 +189,9 @@ pub struct Report {
     pub cutover: Cutover,
     pub ram: Option<Ram>,
     pub disks: Vec<serde_json::Value>,
+    /// What both nodes had open.
+    #[serde(default)]
+    pub shared_volumes: Vec<SharedVolumeReport>,
     pub tunnel: Option<Tunnel>,
     pub buffer: Option<Buffer>,
     pub ledger: Option<LedgerReport>,
@@ -216,6 +223,7 @@ impl Report {
             cutover: Cutover::default(),
             ram: None,
             disks: Vec::new(),
+            shared_volumes: Vec::new(),
             tunnel: None,
             buffer: None,
             ledger: None,
@@ -238,7 +246,7 @@ impl Report {
             // A migration that failed is not done, whatever is left: its status says that the VM is on the source.
             Outcome::Migrated if self.left_behind().next().is_some() => 5,
             Outcome::Migrated => 0,
-            Outcome::Failed => 1,
+            Outcome::Failed | Outcome::TimedOut => 1,
         }
     }
 

@@ -15,10 +15,11 @@ use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{
     MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription, WireFrame,
 };
-use crate::migrate::node::{Node, make_private, relay_directory};
+use crate::migrate::node::{Node, kernel_release, make_private, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::{Report, Role};
 use crate::migrate::rollback::UndoStack;
+use crate::migrate::shared::{self, Held};
 use crate::net::packet::is_bait;
 use crate::net::tapfd::TapQueues;
 use crate::qmp::command::MigrationStatus;
@@ -62,6 +63,7 @@ struct Session<'a> {
     stage: Stage,
     vm: Option<VmDescription>,
     delivery: Option<Delivery>,
+    shared: Held,
     loaded: bool,
     /// The VM runs here.
     running: bool,
@@ -100,6 +102,7 @@ pub(crate) async fn serve(
         stage: Stage::Connected,
         vm: None,
         delivery: None,
+        shared: Held::default(),
         loaded: false,
         running: false,
         qemu_gone: false,
@@ -204,6 +207,12 @@ impl Session<'_> {
                     kernel: kernel_release(),
                 }))
             }
+            Request::Attach(offer) => {
+                let (answer, held) =
+                    shared::attach_destination(&self.node, self.id, offer, &mut self.undo).await?;
+                self.shared = held;
+                Ok(Reply::Attached(answer))
+            }
             Request::Arm(arm) => {
                 self.progress.begin("arm");
                 let vm = self
@@ -223,6 +232,7 @@ impl Session<'_> {
                 Ok(Reply::Listening)
             }
             Request::Block => {
+                shared::must_not_write(&self.shared).await?;
                 if let Some(vm) = &self.vm {
                     neighbours::introduce(&self.node, vm).await;
                 }
@@ -243,7 +253,8 @@ impl Session<'_> {
             Request::Commit => {
                 self.progress.begin("run");
                 tracing::info!("COMMIT: running the VM");
-                let resumed = guest::run(&self.node, self.delivery.as_ref()).await?;
+                let run = guest::run(&self.node, self.delivery.as_ref());
+                let resumed = shared::run_fenced(&self.shared, run).await?;
                 self.running = true;
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
@@ -267,6 +278,7 @@ impl Session<'_> {
             }
             Request::Abort { reason } => {
                 self.reason.get_or_insert(reason);
+                self.refused |= self.stage <= Stage::Prepared;
                 let (frames, more) = self.give_back().await;
                 Ok(Reply::Aborted { frames, more })
             }
@@ -412,6 +424,7 @@ impl Session<'_> {
     }
 
     async fn clean_up(&mut self) {
+        self.report.shared_volumes = self.shared.report(self.stage >= Stage::Committed);
         if self.running
             && let Some(delivery) = &self.delivery
             && let Err(error) = delivery.keep().await
@@ -483,11 +496,4 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".into(),
-        |u| u.release().to_string_lossy().into_owned(),
-    )
 }

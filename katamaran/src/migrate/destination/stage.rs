@@ -53,6 +53,7 @@ pub(crate) fn next(stage: Stage, request: &Request, loaded: bool) -> Result<Stag
     match (request, stage) {
         (Request::Hello { .. }, Stage::Connected) => Ok(Stage::Greeted),
         (Request::Prepare(_), Stage::Greeted) => Ok(Stage::Prepared),
+        (Request::Attach(_), Stage::Prepared) => Ok(Stage::Prepared),
         (Request::Arm(_), Stage::Prepared) => Ok(Stage::Armed),
         (Request::Incoming { .. }, Stage::Armed) => Ok(Stage::Listening),
         (Request::Block, Stage::Listening) => Ok(Stage::Blocked),
@@ -75,6 +76,7 @@ fn name(request: &Request) -> &'static str {
     match request {
         Request::Hello { .. } => "Hello",
         Request::Prepare(_) => "Prepare",
+        Request::Attach(_) => "Attach",
         Request::Arm(_) => "Arm",
         Request::Incoming { .. } => "Incoming",
         Request::Block => "Block",
@@ -125,6 +127,25 @@ mod tests {
             next(Stage::Committed, &finish, true).unwrap(),
             Stage::Finished
         );
+    }
+
+    #[test]
+    fn volumes_are_compared_before_anything_is_armed() {
+        let attach = Request::Attach(crate::migrate::shared::wire::SharedOffer {
+            place: crate::migrate::shared::wire::Place {
+                boot_id: String::new(),
+                pid_namespace: 0,
+                processes: vec![],
+            },
+            volumes: vec![],
+        });
+        assert_eq!(
+            next(Stage::Prepared, &attach, false).unwrap(),
+            Stage::Prepared
+        );
+        for stage in [Stage::Greeted, Stage::Armed, Stage::Blocked] {
+            assert!(next(stage, &attach, true).is_err());
+        }
     }
 
     #[test]
