@@ -10,5 +10,6 @@ mod ledger;
 mod perfect;
 mod refusal;
 mod rules;
+mod shared;
 mod support;
 mod tcx;
