@@ -435,11 +435,16 @@ fn a_block_device_moves_and_one_with_a_second_writer_is_refused() {
     let refused = migrate_alone(&mut stage);
     assert!(refused.contains("open for writing"), "{refused}");
     drop(second);
-    let ended = migrate(&mut stage, &[]);
+    // A source's QEMU that is kept keeps the volume, too, and that is said.
+    let ended = migrate(&mut stage, &["--source-vm", "keep"]);
     for side in [&ended.source, &ended.dest] {
         assert_eq!(side.status, Some(0), "{}", both(&ended));
         let volume = &report(side)["shared_volumes"][0];
         assert_eq!(volume["proof"], "same-device", "{}", both(&ended));
         assert_eq!(volume["fence"], "image-locks", "{}", both(&ended));
     }
+    let told = report(&ended.source);
+    assert_eq!(told["shared_volumes"][0]["attached_ms"], Value::Null);
+    let warnings = told["warnings"].to_string();
+    assert!(warnings.contains("still has drive"), "{warnings}");
 }

@@ -88,7 +88,22 @@ for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/sdc ] && break; sleep 1; done
 "#;
 
 const DEVICES: &str = "KATAMARAN_PR_DEVICES";
-const STEPS: &str = "reservation::steps_on_three_paths";
+
+/// Runs one test of a test program where the three paths are.
+#[track_caller]
+fn run_under_the_other_kernel(program: &Path, test: &str) {
+    let run = KernelRun {
+        modules: &MODULES,
+        set_up: SET_UP,
+        program,
+        command: &format!(
+            "{DEVICES}=/dev/sda,/dev/sdb,/dev/sdc PROGRAM --exact {test} --nocapture"
+        ),
+        deadline: Duration::from_secs(180),
+    };
+    let (status, output) = run.run().unwrap();
+    assert!(status == 0 && output.contains("1 passed"), "{output}");
+}
 
 #[test]
 fn the_device_itself_refuses_whoever_may_not_write_at_each_step() {
@@ -96,17 +111,25 @@ fn the_device_itself_refuses_whoever_may_not_write_at_each_step() {
     if std::env::var_os(DEVICES).is_some() || !need::met(test, &[Need::Lab]) {
         return;
     }
-    let run = KernelRun {
-        modules: &MODULES,
-        set_up: SET_UP,
-        program: &std::env::current_exe().unwrap(),
-        command: &format!(
-            "{DEVICES}=/dev/sda,/dev/sdb,/dev/sdc PROGRAM --exact {STEPS} --nocapture"
-        ),
-        deadline: Duration::from_secs(180),
+    let program = std::env::current_exe().unwrap();
+    run_under_the_other_kernel(&program, "reservation::steps_on_three_paths");
+}
+
+/// The library's own test of both sides at once. `cargo xtask test` says where its program is.
+#[test]
+fn both_sides_settle_on_a_device_with_reservations() {
+    let test = "both_sides_settle_on_a_device_with_reservations";
+    let Some(program) = std::env::var_os("KATAMARAN_LIB_TESTS") else {
+        println!("SKIP {test}: KATAMARAN_LIB_TESTS does not name the library's tests");
+        return;
     };
-    let (status, output) = run.run().unwrap();
-    assert!(status == 0 && output.contains("1 passed"), "{output}");
+    if !need::met(test, &[Need::Lab]) {
+        return;
+    }
+    run_under_the_other_kernel(
+        Path::new(&program),
+        "migrate::shared::device_tests::a_device_is_proven_the_same_by_its_keys_and_changes_hands_at_commit",
+    );
 }
 
 /// Runs by itself only where the three paths are.

@@ -53,6 +53,11 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         command
             .args(["--", "--test-threads=1"])
             .env("KATAMARAN_REQUIRE", REQUIRED);
+        if test == "volume"
+            && let Some(program) = library_tests(root)
+        {
+            command.env("KATAMARAN_LIB_TESTS", program);
+        }
         steps.command(name, &mut command);
     }
     let soak = [
@@ -113,6 +118,20 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
         "command line",
         cargo(root).args(["test", "-p", "katamaran-tests", "--lib", "--test", "cli"]),
     );
+}
+
+/// The program of the library's own unit tests: some of them are run again under a kernel that has what they
+/// need.
+fn library_tests(root: &Path) -> Option<String> {
+    let built = cargo(root)
+        .args(["test", "-p", "katamaran", "--lib", "--no-run"])
+        .args(["--message-format=json", "--quiet"])
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&built.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
 }
 
 fn shell_scripts(root: &Path) -> Result<(), String> {

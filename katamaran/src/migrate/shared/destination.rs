@@ -88,7 +88,7 @@ pub(crate) async fn run_fenced<T>(
     Ok(ran)
 }
 
-fn take_over(volumes: &[HeldVolume]) -> Result<(), MigrateError> {
+pub(super) fn take_over(volumes: &[HeldVolume]) -> Result<(), MigrateError> {
     for held in volumes {
         if let (Some(registration), Some(theirs)) = (&held.registration, held.peer_key) {
             registration
@@ -99,7 +99,7 @@ fn take_over(volumes: &[HeldVolume]) -> Result<(), MigrateError> {
     Ok(())
 }
 
-fn look_after(volumes: &mut [HeldVolume]) {
+pub(super) fn look_after(volumes: &mut [HeldVolume]) {
     for held in volumes {
         let Some(volume) = &held.volume else { continue };
         let shared = matches!(held.proof, Proof::Locks | Proof::SameDevice);
@@ -113,18 +113,18 @@ fn look_after(volumes: &mut [HeldVolume]) {
 }
 
 /// What a volume is compared by.
-struct Look<'a> {
-    session: SessionId,
-    pid: Option<i32>,
-    here: Place,
-    there: &'a Place,
+pub(super) struct Look<'a> {
+    pub(super) session: SessionId,
+    pub(super) pid: Option<i32>,
+    pub(super) here: Place,
+    pub(super) there: &'a Place,
 }
 
 /// What is found about one: a proof, or the reason why there is none.
 type Found = Result<Proof, String>;
 
 impl Look<'_> {
-    fn at_all(
+    pub(super) fn at_all(
         &self,
         volumes: &mut Vec<HeldVolume>,
         offered: &[SharedVolume],

@@ -19,6 +19,8 @@
 
 mod aside;
 mod destination;
+#[cfg(test)]
+mod device_tests;
 mod drives;
 mod held;
 mod place;

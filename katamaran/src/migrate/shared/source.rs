@@ -148,7 +148,7 @@ fn vouched_for_drives_exist(trusted: &[String], drives: &[Drive]) -> Result<(), 
 }
 
 /// Opens, locks and registers. Problems are what no user can vouch for.
-fn take_hold(
+pub(super) fn take_hold(
     volumes: &mut Vec<HeldVolume>,
     drives: &[Drive],
     pid: Option<i32>,
@@ -217,7 +217,7 @@ fn claim(held: &mut HeldVolume, session: SessionId) -> Result<(), VolumeError> {
     Ok(())
 }
 
-fn offer(held: &HeldVolume) -> SharedVolume {
+pub(super) fn offer(held: &HeldVolume) -> SharedVolume {
     SharedVolume {
         drive: held.drive.clone(),
         path: held.path.clone(),
@@ -229,7 +229,7 @@ fn offer(held: &HeldVolume) -> SharedVolume {
 }
 
 /// What both sides have found, put together.
-fn settle(
+pub(super) fn settle(
     volumes: &mut [HeldVolume],
     answer: &SharedAnswer,
     place: &Place,
