@@ -69,9 +69,17 @@ pub struct MigrateArgs {
     /// Where to hook the redirect (source; default: the device that the route to the VM resolves to)
     #[arg(long, value_name = "DEV")]
     pub redirect_dev: Option<String>,
-    /// Both nodes open the same volume: do not mirror disks
+    /// Both nodes open the same volumes: do not mirror disks
     #[arg(long)]
     pub shared_storage: bool,
+    /// Drives of which it can't be proven that both nodes have the same volume open: you know that they have (source)
+    #[arg(
+        long,
+        value_name = "ID[,ID]",
+        value_delimiter = ',',
+        requires = "shared_storage"
+    )]
+    pub trust_shared_volume: Vec<String>,
     /// Drives of the VM, all that it can write to, by the id of the drive, node or device (default:
     /// drive-virtio-disk0)
     #[arg(long, value_name = "ID[,ID]", value_delimiter = ',')]
@@ -92,9 +100,10 @@ pub struct MigrateArgs {
     /// The longest pause of the VM that is accepted, in milliseconds (source)
     #[arg(long, value_name = "MS", default_value_t = 50)]
     pub downtime: u64,
-    /// Give up when the RAM copy has not converged after this many seconds (source)
-    #[arg(long, value_name = "S", default_value_t = 3600)]
-    pub migration_timeout: u64,
+    /// Give up when the VM has not moved after this many seconds, 30-3600: with --shared-storage since both nodes have its
+    /// volumes open, else since its RAM is copied (source; default: 300 with --shared-storage, else 3600)
+    #[arg(long, value_name = "S")]
+    pub migration_timeout: Option<u64>,
     /// Let QEMU slow the guest down when its memory changes faster than it can be copied (source)
     #[arg(long)]
     pub auto_converge: bool,

@@ -17,6 +17,10 @@ pub use metrics::MetricsConfig;
 /// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
 /// migration is not live.
 const DOWNTIME_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
+/// Range of `--migration-timeout` in seconds, and what it is if not given: a volume that both nodes have open
+/// is given less time.
+const MIGRATION_TIMEOUT: std::ops::RangeInclusive<u64> = 30..=3600;
+const SHARED_TIMEOUT: u64 = 300;
 /// More channels than QEMU accepts (`multifd-channels` is a u8) or than help.
 const MULTIFD_MAX: u8 = 64;
 
@@ -69,6 +73,8 @@ pub struct SourceConfig {
     pub redirect_dev: Option<String>,
     pub downtime: Duration,
     pub migration_timeout: Duration,
+    /// Drives that the user vouches for.
+    pub trusted_volumes: Vec<String>,
     pub auto_converge: bool,
     pub multifd_channels: u8,
     /// Bytes per second.
@@ -181,8 +187,17 @@ fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig
             args.multifd_channels
         ));
     }
-    if args.migration_timeout == 0 {
-        problems.push("--migration-timeout 0: give at least one second".into());
+    let migration_timeout = args.migration_timeout.unwrap_or(if args.shared_storage {
+        SHARED_TIMEOUT
+    } else {
+        *MIGRATION_TIMEOUT.end()
+    });
+    if !MIGRATION_TIMEOUT.contains(&migration_timeout) {
+        problems.push(format!(
+            "--migration-timeout {migration_timeout} is out of range: {}-{} seconds",
+            MIGRATION_TIMEOUT.start(),
+            MIGRATION_TIMEOUT.end()
+        ));
     }
     if args.storage_sync_timeout == 0 {
         problems.push("--storage-sync-timeout 0: give at least one second".into());
@@ -207,7 +222,8 @@ fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig
         vm_ips,
         redirect_dev: device_name("--redirect-dev", args.redirect_dev.as_deref(), problems),
         downtime: Duration::from_millis(args.downtime),
-        migration_timeout: Duration::from_secs(args.migration_timeout),
+        migration_timeout: Duration::from_secs(migration_timeout),
+        trusted_volumes: args.trust_shared_volume.clone(),
         auto_converge: args.auto_converge,
         multifd_channels: args.multifd_channels,
         max_bandwidth,
@@ -229,6 +245,11 @@ fn destination(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<Destina
         ("--bandwidth", args.bandwidth.is_some()),
         ("--verify-storage", args.verify_storage),
         ("--auto-converge", args.auto_converge),
+        ("--migration-timeout", args.migration_timeout.is_some()),
+        (
+            "--trust-shared-volume",
+            !args.trust_shared_volume.is_empty(),
+        ),
     ] {
         if given {
             problems.push(format!(
@@ -464,6 +485,21 @@ mod tests {
         assert!(refused(SOURCE, &["--tap", "a/b"]).contains("a/b"));
         assert!(refused(SOURCE, &["--downtime", "0"]).contains("out of range"));
         assert!(refused(SOURCE, &["--max-bandwidth", "fast"]).contains("fast"));
+    }
+
+    #[test]
+    fn the_migration_timeout_is_refused_out_of_range_and_never_clamped() {
+        let timeout = |extra: &[&str]| match config(SOURCE, extra).unwrap() {
+            Config::Source(c) => c.migration_timeout.as_secs(),
+            Config::Destination(_) => panic!("not a source"),
+        };
+        assert_eq!(timeout(&[]), 300);
+        assert_eq!(timeout(&["--migration-timeout", "30"]), 30);
+        assert_eq!(timeout(&["--migration-timeout", "3600"]), 3600);
+        for wrong in ["0", "29", "3601"] {
+            let text = refused(SOURCE, &["--migration-timeout", wrong]);
+            assert!(text.contains(wrong) && text.contains("30-3600"), "{text}");
+        }
     }
 
     #[test]

@@ -86,6 +86,12 @@ pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// A request to the other node, unless it has a limit of its own. Arming loads programs there.
 pub const REQUEST: Duration = Duration::from_secs(10);
 
+/// A look at the shared volumes, locks and reservations on them: their server answers, or hangs.
+pub const VOLUME: Duration = Duration::from_secs(5);
+
+/// The destination's look at the shared volumes: it looks, locks and registers in turn.
+pub const ATTACH: Duration = Duration::from_secs(12);
+
 /// From the VM's stop until the destination has loaded it: what RAM remained, at the user's pace.
 pub const SWITCHOVER: Duration = Duration::from_secs(30);
 

@@ -48,7 +48,16 @@ fn an_invalid_value_is_shown_and_nothing_is_touched() {
         ("--multifd-channels", "256", &["--multifd-channels", "256"]),
         ("--max-bandwidth", "fast", &["--max-bandwidth", "fast"]),
         ("--max-bandwidth", "0", &["--max-bandwidth", "0"]),
-        ("--migration-timeout", "0", &["--migration-timeout 0"]),
+        (
+            "--migration-timeout",
+            "0",
+            &["--migration-timeout 0", "30-3600"],
+        ),
+        (
+            "--migration-timeout",
+            "3601",
+            &["--migration-timeout 3601", "30-3600"],
+        ),
         ("--drive-id", "a,b,a", &["--drive-id", "a twice"]),
         ("--drive-id", "", &["--drive-id", "empty name"]),
         ("--bandwidth", "much", &["--bandwidth", "much"]),

@@ -13,5 +13,6 @@ mod metrics;
 mod perfect;
 mod refusal;
 mod rules;
+mod shared;
 mod support;
 mod tcx;

@@ -44,6 +44,7 @@ pub(crate) fn all(root: &Path) -> ExitCode {
     for (name, test) in [
         ("the node's network (real kernel)", "netns"),
         ("the data path (real kernel)", "dataplane"),
+        ("shared volumes (real locks and devices)", "volume"),
         ("the lab itself (real QEMU)", "lab"),
         ("migrations (real QEMU)", "e2e"),
     ] {
@@ -52,6 +53,11 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         command
             .args(["--", "--test-threads=1"])
             .env("KATAMARAN_REQUIRE", REQUIRED);
+        if test == "volume"
+            && let Some(program) = library_tests(root)
+        {
+            command.env("KATAMARAN_LIB_TESTS", program);
+        }
         steps.command(name, &mut command);
     }
     let soak = [
@@ -116,6 +122,20 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
         "the documentation is true",
         cargo(root).args(["test", "-p", "katamaran-tests", "--test", "docs"]),
     );
+}
+
+/// The program of the library's own unit tests: some of them are run again under a kernel that has what they
+/// need.
+fn library_tests(root: &Path) -> Option<String> {
+    let built = cargo(root)
+        .args(["test", "-p", "katamaran", "--lib", "--no-run"])
+        .args(["--message-format=json", "--quiet"])
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&built.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
 }
 
 fn shell_scripts(root: &Path) -> Result<(), String> {

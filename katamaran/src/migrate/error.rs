@@ -9,6 +9,7 @@ use crate::ebpf::EbpfError;
 use crate::net::NetError;
 use crate::qmp::QmpError;
 use crate::relay::RelayError;
+use crate::volume::VolumeError;
 
 use super::storage::StorageError;
 
@@ -44,6 +45,10 @@ pub enum MigrateError {
     },
     #[error(transparent)]
     Storage(Box<StorageError>),
+    #[error("look after a shared volume")]
+    Volume(#[source] Box<VolumeError>),
+    #[error("{who} still has the right to write to {volume}, where it must have none")]
+    StillWriting { who: &'static str, volume: String },
     #[error("connect to the destination: is `katamaran --mode dest` running there?")]
     Connect(#[source] Box<DialError>),
     #[error("make directory {}", path.display())]
@@ -71,16 +76,13 @@ pub enum MigrateError {
         status: String,
         reason: Option<String>,
     },
-    #[error(
-        "RAM did not converge within {}s: the guest dirties {dirty_mib:.0} MiB/s, the path carries {path_mib:.0} MiB/s, \
-         the shortest pause would be {pause_ms:.0} ms; raise --downtime, pass --auto-converge, or retry when it is calmer",
-        .after.as_secs()
-    )]
-    NotConverging {
+    #[error("{}", timed_out(*.after, .attached, .copy.as_ref()))]
+    TimedOut {
         after: Duration,
-        dirty_mib: f64,
-        path_mib: f64,
-        pause_ms: f64,
+        /// The shared volumes that both nodes had open all the time.
+        attached: Vec<String>,
+        /// How the RAM copy went, if it had begun.
+        copy: Option<CopyRates>,
     },
     #[error("{what} did not happen within {} ms", .within.as_millis())]
     Deadline {
@@ -95,6 +97,53 @@ pub enum MigrateError {
     StoppedByOthers(String),
     #[error("interrupted")]
     Interrupted,
+}
+
+/// How far a RAM copy was from converging.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyRates {
+    pub dirty_mib: f64,
+    pub path_mib: f64,
+    /// The shortest pause that was possible.
+    pub pause_ms: f64,
+}
+
+fn timed_out(after: Duration, attached: &[String], copy: Option<&CopyRates>) -> String {
+    let mut text = format!("--migration-timeout: {} s are over", after.as_secs());
+    if !attached.is_empty() {
+        text.push_str(&format!(
+            ", and so long both nodes had {} open",
+            attached.join(", ")
+        ));
+    }
+    if let Some(CopyRates {
+        dirty_mib,
+        path_mib,
+        pause_ms,
+    }) = copy
+    {
+        text.push_str(&format!(
+            "; the RAM did not converge: the guest dirties {dirty_mib:.0} MiB/s, the path carries {path_mib:.0} MiB/s, the \
+             shortest pause would be {pause_ms:.0} ms"
+        ));
+    }
+    text.push_str(
+        "; allow more time (up to 3600 s), raise --downtime, raise or drop --max-bandwidth, pass --auto-converge, or \
+         retry when it is calmer",
+    );
+    text
+}
+
+impl MigrateError {
+    /// The time that the user allows was over.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Storage(error) => error.is_timeout(),
+            _ => false,
+        }
+    }
 }
 
 impl From<DiscoverError> for MigrateError {

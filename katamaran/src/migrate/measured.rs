@@ -28,6 +28,7 @@ fn outcome(outcome: Outcome) -> metrics::Outcome {
     match outcome {
         Outcome::Migrated => metrics::Outcome::Success,
         Outcome::Failed => metrics::Outcome::Failed,
+        Outcome::TimedOut => metrics::Outcome::Timeout,
         Outcome::Interrupted => metrics::Outcome::Cancelled,
         Outcome::Refused => metrics::Outcome::Refused,
         Outcome::Undecided => metrics::Outcome::Undecided,

@@ -4,6 +4,7 @@
 //!   source                                    destination
 //!     Hello ───────────────────────────────────▶ versions
 //!     Prepare ─────────────────────────────────▶ compare the two VMs, find the tap
+//!     Attach (only with shared volumes) ───────▶ it has the same ones, and nobody else has
 //!     Arm ─────────────────────────────────────▶ tunnel end, delivery, buffer
 //!     Export (unless nothing is mirrored) ─────▶ QEMU exports the drives
 //!                 (the drives' data travels on connections of its own)
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{DestinationLedger, Verdict};
 use super::report::LedgerReport;
+use super::shared::wire::{SharedAnswer, SharedOffer};
 use super::storage::DriveDescription;
 use crate::control::Protocol;
 
@@ -57,6 +59,7 @@ pub enum Request {
         software: String,
     },
     Prepare(VmDescription),
+    Attach(SharedOffer),
     Arm(Arm),
     /// Export the drives of [`VmDescription`], for writing.
     Export,
@@ -95,6 +98,7 @@ pub enum Reply {
         software: String,
     },
     Prepared(Prepared),
+    Attached(SharedAnswer),
     Armed {
         buffer: Buffer,
     },

@@ -15,6 +15,7 @@ pub mod progress;
 pub mod reconcile;
 pub mod report;
 pub mod rollback;
+pub mod shared;
 pub mod source;
 pub mod storage;
 pub mod summary;

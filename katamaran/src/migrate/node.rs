@@ -162,6 +162,14 @@ pub(crate) fn refused(problem: impl Into<String>) -> MigrateError {
     }
 }
 
+/// The running kernel's release.
+pub(crate) fn kernel_release() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".into(),
+        |u| u.release().to_string_lossy().into_owned(),
+    )
+}
+
 /// Bytes that the outer header adds.
 pub(crate) fn encapsulation_overhead(vm_address: &IpAddr) -> u32 {
     if vm_address.is_ipv4() { 20 } else { 40 }

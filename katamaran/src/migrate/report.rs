@@ -11,6 +11,7 @@ use super::ledger::{
 use super::message::{Buffer, Tunnel};
 use super::reconcile::Reconciled;
 use super::rollback::Undone;
+use super::shared::report::SharedVolumeReport;
 use super::storage::DriveProgress;
 use crate::qmp::command::CopyMode;
 use crate::session_id::SessionId;
@@ -26,6 +27,9 @@ pub enum Outcome {
     Migrated,
     /// The VM runs on the source.
     Failed,
+    /// The VM runs on the source: the time that the user allows was over (`--migration-timeout`).
+    #[serde(rename = "timeout")]
+    TimedOut,
     /// Refused before anything was touched.
     Refused,
     /// Stopped by a signal; the VM runs on the source.
@@ -238,6 +242,9 @@ pub struct Report {
     pub cutover: Cutover,
     pub ram: Option<Ram>,
     pub disks: Vec<Disk>,
+    /// What both nodes had open.
+    #[serde(default)]
+    pub shared_volumes: Vec<SharedVolumeReport>,
     pub tunnel: Option<Tunnel>,
     pub buffer: Option<Buffer>,
     pub ledger: Option<LedgerReport>,
@@ -269,6 +276,7 @@ impl Report {
             cutover: Cutover::default(),
             ram: None,
             disks: Vec::new(),
+            shared_volumes: Vec::new(),
             tunnel: None,
             buffer: None,
             ledger: None,
@@ -291,7 +299,7 @@ impl Report {
             // A migration that failed is not done, whatever is left: its status says that the VM is on the source.
             Outcome::Migrated if self.left_behind().next().is_some() => 5,
             Outcome::Migrated => 0,
-            Outcome::Failed => 1,
+            Outcome::Failed | Outcome::TimedOut => 1,
         }
     }
 

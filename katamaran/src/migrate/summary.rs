@@ -18,6 +18,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     let outcome = match r.outcome {
         Outcome::Migrated => "migrated: the VM runs on the destination",
         Outcome::Failed => "failed: the VM runs on the source",
+        Outcome::TimedOut => "timed out: the VM runs on the source",
         Outcome::Refused => "refused: nothing was touched",
         Outcome::Interrupted => "interrupted: the VM runs on the source",
         Outcome::Undecided => "UNDECIDED: see below before anything is started",
@@ -38,6 +39,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     }
     write_disks(out, r)?;
     write_cutover(out, r)?;
+    write_shared_volumes(out, r)?;
     if r.ledger.is_some() {
         write_ledger(out, r)?;
     }
@@ -191,6 +193,30 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
         }
         _ => Ok(()),
     }
+}
+
+fn write_shared_volumes(out: &mut String, r: &Report) -> std::fmt::Result {
+    if !r.shared_volumes.is_empty() {
+        writeln!(out, "\n  shared volumes")?;
+    }
+    for volume in &r.shared_volumes {
+        let attached = volume
+            .attached_ms
+            .map_or("not measured to its end".to_owned(), |ms| {
+                format!("{:.1} s", ms / 1000.0)
+            });
+        let identity = volume.identity.as_ref().map(|id| format!(" ({id})"));
+        writeln!(
+            out,
+            "    {}  {}\n      same on both nodes: {}{}\n      kept from others by: {}; both nodes had it open: {attached}",
+            volume.drive,
+            volume.path,
+            volume.proof.as_str(),
+            identity.unwrap_or_default(),
+            volume.fence.as_str(),
+        )?;
+    }
+    Ok(())
 }
 
 fn write_ledger(out: &mut String, r: &Report) -> std::fmt::Result {

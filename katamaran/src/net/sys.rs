@@ -1,9 +1,11 @@
 //! The system calls that no safe wrapper covers: the only `unsafe` code of [`crate::net`].
 
 use std::ffi::c_int;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+
+use crate::pidfd::owned;
 
 /// `TUNGETIFF`: name and flags of the tap behind a descriptor (`struct ifreq`).
 const TUNGETIFF: u32 = 0x8004_54d2;
@@ -14,25 +16,6 @@ const TUNGETDEVNETNS: u32 = 0x54e3;
 
 const PACKET_VNET_HDR: c_int = 15;
 const PACKET_QDISC_BYPASS: c_int = 20;
-
-fn owned(fd: i64) -> Result<OwnedFd, Errno> {
-    let fd = Errno::result(fd)?;
-    let fd = c_int::try_from(fd).map_err(|_too_big| Errno::EBADF)?;
-    // SAFETY: the kernel has just returned this descriptor to us and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// `pidfd_open(2)`, Linux 5.3. The descriptor is close-on-exec.
-pub(super) fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes two integers, touches no memory of ours.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) })
-}
-
-/// `pidfd_getfd(2)`, Linux 5.6. The descriptor is close-on-exec.
-pub(super) fn pidfd_getfd(process: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes three integers, touches no memory of ours.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0_u32) })
-}
 
 /// The name and the `IFF_*` flags of the tap behind a descriptor.
 pub(super) fn tun_iff(tun: BorrowedFd<'_>) -> Result<(String, u32), Errno> {

@@ -27,6 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::packet::{VNET_HEADER, VnetHeader};
 use super::tap::RingEmpty;
 use super::{NetError, NetNs, Result, sys};
+use crate::pidfd;
 
 const IFF_NO_PI: u32 = 0x1000;
 const IFF_VNET_HDR: u32 = 0x4000;
@@ -78,10 +79,10 @@ impl TapQueues {
             });
         }
         let process =
-            sys::pidfd_open(pid).map_err(|errno| failed("open the process behind tap", errno))?;
+            pidfd::open(pid).map_err(|errno| failed("open the process behind tap", errno))?;
         let mut queues = Vec::with_capacity(fds.len());
         for fd in fds {
-            let fd = sys::pidfd_getfd(process.as_fd(), *fd)
+            let fd = pidfd::getfd(process.as_fd(), *fd)
                 .map_err(|errno| failed("duplicate a descriptor of tap", errno))?;
             queues.push(Queue::check(tap, fd)?);
         }

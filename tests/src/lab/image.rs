@@ -52,9 +52,7 @@ impl GuestImage {
     ///
     /// When `scripts/setup.sh` has not been run, or the guest's program does not compile.
     pub fn prepare() -> Result<Self> {
-        let root = cache_dir().join("kernel-6.1");
-        let kernel = single(&root.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-        let modules = single(&root.join("lib/modules"), |_| true)?;
+        let (kernel, modules) = kernel_and_modules()?;
         let guest = source_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/src"))?;
         let mut hasher = DefaultHasher::new();
         (kernel.as_os_str(), MODULES, FORMAT).hash(&mut hasher);
@@ -69,6 +67,14 @@ impl GuestImage {
         }
         Ok(Self { kernel, initramfs })
     }
+}
+
+/// The lab's kernel and the directory of its modules.
+pub(super) fn kernel_and_modules() -> Result<(PathBuf, PathBuf)> {
+    let root = cache_dir().join("kernel-6.1");
+    let kernel = single(&root.join("boot"), |name| name.starts_with("vmlinuz-"))?;
+    let modules = single(&root.join("lib/modules"), |_| true)?;
+    Ok((kernel, modules))
 }
 
 fn build(initramfs: &Path, modules: &Path) -> Result<()> {
@@ -132,7 +138,7 @@ fn compile_init(scratch: &Path) -> Result<PathBuf> {
     Ok(output)
 }
 
-fn read_module(root: &Path, name: &str) -> Result<Vec<u8>> {
+pub(super) fn read_module(root: &Path, name: &str) -> Result<Vec<u8>> {
     // Nine modules in one tree of a few thousand files: looked up through the kernel's own index.
     let index = root.join("modules.order");
     let order = fs::read_to_string(&index).with_context(|| format!("read {}", index.display()))?;

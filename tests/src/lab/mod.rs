@@ -6,6 +6,7 @@
 mod cleanup;
 mod cpio;
 mod image;
+mod kernel;
 mod netns;
 mod process;
 mod qemu;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail};
 
 pub use self::cleanup::{remove_labs_on_signals, sweep};
 pub use self::image::{GuestImage, cache_dir};
+pub use self::kernel::KernelRun;
 pub use self::netns::Netns;
 pub use self::process::Process;
 pub use self::qemu::{Guest, GuestSpec, QemuVersion, Start};

@@ -71,6 +71,7 @@ impl Session<'_> {
     }
 
     pub(super) async fn clean_up(&mut self) {
+        self.report.shared_volumes = self.shared.report(self.stage >= Stage::Committed);
         if self.running
             && let Some(delivery) = &self.delivery
             && let Err(error) = delivery.keep().await

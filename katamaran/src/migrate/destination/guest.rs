@@ -118,6 +118,11 @@ pub(crate) async fn listen(
             capability: Capability::Multifd,
             state: multifd_channels > 0,
         },
+        // Without it, QEMU would take its images for writing when the VM has arrived, before COMMIT.
+        CapabilityState {
+            capability: Capability::LateBlockActivate,
+            state: true,
+        },
     ];
     qmp.execute(MigrateSetCapabilities { capabilities })
         .await

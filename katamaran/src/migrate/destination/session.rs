@@ -16,10 +16,11 @@ use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{
     MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription,
 };
-use crate::migrate::node::{Node, make_private, relay_directory};
+use crate::migrate::node::{Node, kernel_release, make_private, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::{Report, Role};
 use crate::migrate::rollback::UndoStack;
+use crate::migrate::shared::{self, Held};
 use crate::migrate::storage::drive::Drive;
 use crate::net::tapfd::TapQueues;
 use crate::qmp::command::MigrationStatus;
@@ -69,6 +70,7 @@ pub(super) struct Session<'a> {
     pub(super) stage: Stage,
     vm: Option<VmDescription>,
     pub(super) delivery: Option<Delivery>,
+    pub(super) shared: Held,
     loaded: bool,
     /// The VM runs here.
     pub(super) running: bool,
@@ -115,6 +117,7 @@ pub(crate) async fn serve(
         stage: Stage::Connected,
         vm: None,
         delivery: None,
+        shared: Held::default(),
         loaded: false,
         running: false,
         qemu_gone: false,
@@ -231,6 +234,12 @@ impl Session<'_> {
                     kernel: kernel_release(),
                 }))
             }
+            Request::Attach(offer) => {
+                let (answer, held) =
+                    shared::attach_destination(&self.node, self.id, offer, &mut self.undo).await?;
+                self.shared = held;
+                Ok(Reply::Attached(answer))
+            }
             Request::Arm(arm) => {
                 self.progress.begin("arm");
                 let vm = self
@@ -277,6 +286,7 @@ impl Session<'_> {
                 Ok(Reply::Listening)
             }
             Request::Block => {
+                shared::must_not_write(&self.shared).await?;
                 if let Some(vm) = &self.vm {
                     neighbours::introduce(&self.node, vm).await;
                 }
@@ -300,7 +310,8 @@ impl Session<'_> {
                 self.progress.begin("run");
                 tracing::info!("COMMIT: running the VM");
                 self.held = None;
-                let resumed = guest::run(&self.node, self.delivery.as_ref()).await?;
+                let run = guest::run(&self.node, self.delivery.as_ref());
+                let resumed = shared::run_fenced(&self.shared, run).await?;
                 self.running = true;
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
@@ -324,6 +335,7 @@ impl Session<'_> {
             }
             Request::Abort { reason } => {
                 self.reason.get_or_insert(reason);
+                self.refused |= self.stage <= Stage::Prepared;
                 let (frames, more) = self.give_back().await;
                 Ok(Reply::Aborted { frames, more })
             }
@@ -435,11 +447,4 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".into(),
-        |u| u.release().to_string_lossy().into_owned(),
-    )
 }

@@ -65,6 +65,7 @@ pub(crate) fn next(stage: Stage, request: &Request, facts: Facts) -> Result<Stag
     match (request, stage) {
         (Request::Hello { .. }, Stage::Connected) => Ok(Stage::Greeted),
         (Request::Prepare(_), Stage::Greeted) => Ok(Stage::Prepared),
+        (Request::Attach(_), Stage::Prepared) => Ok(Stage::Prepared),
         (Request::Arm(_), Stage::Prepared) => Ok(Stage::Armed),
         (Request::Export, Stage::Armed) if facts.mirrored && !facts.exported => Ok(Stage::Armed),
         (Request::Incoming { .. }, Stage::Armed) if facts.mirrored && !facts.exported => {
@@ -93,6 +94,7 @@ fn name(request: &Request) -> &'static str {
     match request {
         Request::Hello { .. } => "Hello",
         Request::Prepare(_) => "Prepare",
+        Request::Attach(_) => "Attach",
         Request::Arm(_) => "Arm",
         Request::Export => "Export",
         Request::Checksums { .. } => "Checksums",
@@ -156,6 +158,25 @@ mod tests {
             next(Stage::Committed, &finish, LOADED).unwrap(),
             Stage::Finished
         );
+    }
+
+    #[test]
+    fn volumes_are_compared_before_anything_is_armed() {
+        let attach = Request::Attach(crate::migrate::shared::wire::SharedOffer {
+            place: crate::migrate::shared::wire::Place {
+                boot_id: String::new(),
+                pid_namespace: 0,
+                processes: vec![],
+            },
+            volumes: vec![],
+        });
+        assert_eq!(
+            next(Stage::Prepared, &attach, NOTHING).unwrap(),
+            Stage::Prepared
+        );
+        for stage in [Stage::Greeted, Stage::Armed, Stage::Blocked] {
+            assert!(next(stage, &attach, LOADED).is_err());
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::progress::now_us;
+use crate::migrate::shared::must_have_let_go;
 use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{MigrationStatus, Stop};
 use crate::qmp::{Event, EventName};
@@ -109,6 +110,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
         return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
     }
     run.report.cutover.loaded_ms = Some(ms_since(moments.flip));
+    must_have_let_go(&run.shared).await?;
     Ok(Paused {
         armed: ready.armed,
         moments,
@@ -219,7 +221,7 @@ async fn wait_until_loaded(
             error = relay.failed(), if !loaded => {
                 return Err(error).doing("carry the RAM stream");
             }
-            () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
+            error = run.cut_short() => return Err(error),
             () = tokio::time::sleep_until(end) => {
                 return Err(MigrateError::Deadline { what: "the VM's arrival on the destination", within: deadline::SWITCHOVER });
             }

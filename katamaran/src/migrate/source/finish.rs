@@ -58,11 +58,13 @@ impl Committed {
                 self.linger(&mut run).await;
                 run.progress.begin("reconcile");
                 self.reconcile(&mut run).await;
-                self.end_source_vm(&mut run).await;
+                let ended = self.end_source_vm(&mut run).await;
+                note_shared_volumes(&mut run, ended);
             }
             Running::Unknown(error) => {
                 run.report.outcome = Outcome::Undecided;
                 run.report.error = Some(undecided(error));
+                run.report.shared_volumes = run.shared.report(false);
                 tracing::error!(error = chain(error), "COMMIT was sent and not answered");
             }
         }
@@ -237,21 +239,31 @@ impl Committed {
         })
     }
 
-    async fn end_source_vm(&self, run: &mut Run) {
+    /// Whether the source's QEMU has ended.
+    async fn end_source_vm(&self, run: &mut Run) -> bool {
         if run.config.source_vm == SourceVm::Keep {
             run.report.warnings.push(
                 "the VM's QEMU stays on the source, stopped: never resume it (--source-vm keep)"
                     .into(),
             );
-            return;
+            return false;
         }
-        if let Err(error) = self.armed.prepared.node.qmp.execute(Quit).await
+        let qmp = &self.armed.prepared.node.qmp;
+        let quit = qmp.execute(Quit).await;
+        if let Err(error) = quit
             && !error.is_closed()
         {
             run.report
                 .warnings
                 .push(format!("the source's QEMU did not quit: {}", chain(&error)));
+            return false;
         }
+        // QEMU closes its disks before its monitor.
+        let end = Instant::now() + deadline::QMP_RUN_STATE;
+        while !run.shared.is_empty() && !qmp.is_closed() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        run.shared.is_empty() || qmp.is_closed()
     }
 
     async fn say_goodbye(&self, run: &mut Run) {
@@ -285,6 +297,27 @@ impl Committed {
                 chain(&error)
             )),
         }
+    }
+}
+
+/// How long both nodes had the volumes, and whether that was longer than the user allows: after COMMIT
+/// nothing can be called off.
+fn note_shared_volumes(run: &mut Run, ended: bool) {
+    run.report.shared_volumes = run.shared.report(ended);
+    let Some(since) = run.shared.since() else {
+        return;
+    };
+    let names = run.shared.names().join(", ");
+    if !ended {
+        run.report.warnings.push(format!(
+            "the source's QEMU, stopped, still has {names} open, without the right to write: end it"
+        ));
+    } else if since.elapsed() > run.config.migration_timeout {
+        run.report.warnings.push(format!(
+            "both nodes had {names} open for {:.1} s, longer than --migration-timeout {} s: the time was over after COMMIT",
+            since.elapsed().as_secs_f64(),
+            run.config.migration_timeout.as_secs()
+        ));
     }
 }
 

@@ -19,15 +19,17 @@ mod recover;
 mod storage;
 
 pub(crate) use finish::drop_records;
+pub(crate) use peer::Peer;
 pub(crate) use recover::inject;
 
 use tokio_util::sync::CancellationToken;
 
-use super::error::{MigrateError, chain};
+use super::error::{CopyRates, MigrateError, chain};
 use super::ledger::Recovered;
 use super::progress::{Outlets, Progress};
 use super::report::{Outcome, Report, Role};
 use super::rollback::UndoStack;
+use super::shared::Held;
 use crate::config::SourceConfig;
 use crate::deadline;
 use crate::session_id::SessionId;
@@ -42,15 +44,50 @@ pub(crate) struct Run {
     pub(crate) report: Report,
     pub(crate) recovered: Recovered,
     pub(crate) undo: UndoStack,
+    /// The VM's volumes that both nodes have open.
+    pub(crate) shared: Held,
+    /// When the user's time is over.
+    pub(crate) limit: Option<tokio::time::Instant>,
 }
 
 impl Run {
-    /// Between two steps: has somebody asked us to stop?
+    /// Between two steps: has somebody asked us to stop, or is the time over?
     pub(crate) fn check_interrupt(&self) -> Result<(), MigrateError> {
         if self.stop.is_cancelled() {
-            Err(MigrateError::Interrupted)
-        } else {
-            Ok(())
+            return Err(MigrateError::Interrupted);
+        }
+        match self.limit {
+            Some(limit) if limit <= tokio::time::Instant::now() => Err(self.timed_out(None)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until there is a reason to give up.
+    pub(crate) async fn cut_short(&self) -> MigrateError {
+        let over = async {
+            match self.limit {
+                Some(limit) => tokio::time::sleep_until(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => MigrateError::Interrupted,
+            () = over => self.timed_out(None),
+        }
+    }
+
+    /// The user's time begins to run, unless it does already.
+    pub(crate) fn start_clock(&mut self) {
+        let limit = tokio::time::Instant::now() + self.config.migration_timeout;
+        self.limit.get_or_insert(limit);
+    }
+
+    pub(crate) fn timed_out(&self, copy: Option<CopyRates>) -> MigrateError {
+        MigrateError::TimedOut {
+            after: self.config.migration_timeout,
+            attached: self.shared.names(),
+            copy,
         }
     }
 }
@@ -66,6 +103,8 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         report: Report::new(session, Role::Source),
         recovered: Recovered::default(),
         undo: UndoStack::default(),
+        shared: Held::default(),
+        limit: None,
     };
     run.progress.start(session);
     match until_commit(&mut run).await {
@@ -105,11 +144,13 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     if !interrupted {
         tracing::error!(phase, error = chain(error), "the migration failed");
     }
+    run.shared.stand_down().await;
     let cleanup = std::mem::take(&mut run.undo).unwind(deadline::UNDO).await;
     run.progress.end();
     let mut report = run.report;
     report.outcome = match (interrupted, touched) {
         (true, _) => Outcome::Interrupted,
+        (false, true) if error.is_timeout() => Outcome::TimedOut,
         (false, true) => Outcome::Failed,
         (false, false) => Outcome::Refused,
     };
@@ -124,6 +165,9 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
         chain(error)
     });
     report.phases = run.progress.phases().to_vec();
+    // The incoming QEMU is ended once it was asked to receive the VM.
+    let let_go = matches!(phase, "copy RAM" | "cutover");
+    report.shared_volumes = run.shared.report(let_go);
     report.cleanup = cleanup;
     report
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadline;
 use crate::migrate::convergence::{Controller, Decision, Pace, Reading};
-use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::error::{CopyRates, Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::progress::RamProgress;
 use crate::migrate::report::Ram;
@@ -64,6 +64,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         Reply::Listening => {}
         _ => return Err(MigrateError::OutOfStep { what: "Incoming" }),
     }
+    run.start_clock();
     set_up_qemu(&armed, run).await?;
 
     let session = run.session;
@@ -265,14 +266,16 @@ async fn converge(
                 "the RAM copy is not converging: the guest dirties memory as fast as it is copied"
             );
         }
-        if began.elapsed() > run.config.migration_timeout {
+        if run
+            .limit
+            .is_some_and(|limit| limit <= tokio::time::Instant::now())
+        {
             const MIB: f64 = 1048576.0;
-            return Err(MigrateError::NotConverging {
-                after: run.config.migration_timeout,
+            return Err(run.timed_out(Some(CopyRates {
                 dirty_mib: controller.dirty_rate() / MIB,
                 path_mib: controller.bandwidth() / MIB,
                 pause_ms: controller.predict(now).as_secs_f64() * 1000.0,
-            });
+            })));
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::migrate::message::{
     VXLAN_PORT, VmDescription,
 };
 use crate::migrate::node::{Node, encapsulation_overhead, refused};
+use crate::migrate::shared::attach_source;
 use crate::migrate::storage::PREFIX;
 use crate::migrate::storage::drive::{self, Drive};
 use crate::net::link::{LinkInfo, MacAddr};
@@ -60,6 +61,12 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let peer = Peer::new(client);
     greet(&peer).await?;
     let theirs = describe_vm(run, &node, &peer, mac, &drives).await?;
+    if run.config.common.shared_storage {
+        run.shared = attach_source(&run.config, run.session, &node, &peer, &mut run.undo).await?;
+    }
+    if !run.shared.is_empty() {
+        run.start_clock();
+    }
     tracing::info!(
         tap = %node.tap.name,
         hook = %hook.name,

@@ -192,6 +192,12 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// The user's time for the copy was over.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::TimedOut { .. })
+    }
+
     /// Whether the cause may well lie on the other node, which knows better.
     #[must_use]
     pub fn may_be_a_symptom(&self) -> bool {
