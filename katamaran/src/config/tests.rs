@@ -1,0 +1,101 @@
+use super::*;
+use crate::cli;
+
+pub(super) const SOURCE: &[&str] = &[
+    "katamaran",
+    "--mode",
+    "source",
+    "--qmp",
+    "/q",
+    "--dest-ip",
+    "10.0.0.2",
+    "--vm-ip",
+    "10.1.0.5",
+    "--shared-storage",
+    "--insecure-plaintext",
+];
+
+pub(super) fn config(base: &[&str], extra: &[&str]) -> Result<Config, UsageError> {
+    let args = base.iter().chain(extra).map(std::ffi::OsString::from);
+    Config::from_args(&cli::parse(args).unwrap().migrate)
+}
+
+pub(super) fn refused(base: &[&str], extra: &[&str]) -> String {
+    config(base, extra).unwrap_err().to_string()
+}
+
+#[test]
+fn a_full_source_command_line_is_taken() {
+    let Config::Source(c) = config(SOURCE, &["--max-bandwidth", "500M"]).unwrap() else {
+        panic!("not a source")
+    };
+    assert_eq!(c.max_bandwidth, Some(500 << 20));
+    assert_eq!(c.vm_ips, ["10.1.0.5".parse::<IpAddr>().unwrap()]);
+    assert_eq!(c.downtime, Duration::from_millis(50));
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let text = refused(&["katamaran", "--mode", "source"], &[]);
+    for flag in ["--qmp", "--dest-ip", "--vm-ip", "--insecure-plaintext"] {
+        assert!(text.contains(flag), "{flag} is not named in:\n{text}");
+    }
+}
+
+#[test]
+fn an_invalid_value_is_shown() {
+    assert!(refused(&["katamaran", "--mode", "sauce"], &[]).contains("sauce"));
+    assert!(refused(SOURCE, &["--vm-ip", "10.1.0.300"]).contains("10.1.0.300"));
+    assert!(refused(SOURCE, &["--vm-ip", "fe80::1%eth0"]).contains("zone"));
+    assert!(refused(SOURCE, &["--tunnel-mode", "carrier-pigeon"]).contains("carrier-pigeon"));
+    assert!(refused(SOURCE, &["--tap", "a/b"]).contains("a/b"));
+    assert!(refused(SOURCE, &["--downtime", "0"]).contains("out of range"));
+    assert!(refused(SOURCE, &["--max-bandwidth", "fast"]).contains("fast"));
+}
+
+#[test]
+fn the_migration_timeout_is_refused_out_of_range_and_never_clamped() {
+    let timeout = |extra: &[&str]| match config(SOURCE, extra).unwrap() {
+        Config::Source(c) => c.migration_timeout.as_secs(),
+        Config::Destination(_) => panic!("not a source"),
+    };
+    assert_eq!(timeout(&[]), 300);
+    assert_eq!(timeout(&["--migration-timeout", "30"]), 30);
+    assert_eq!(timeout(&["--migration-timeout", "3600"]), 3600);
+    for wrong in ["0", "29", "3601"] {
+        let text = refused(SOURCE, &["--migration-timeout", wrong]);
+        assert!(text.contains(wrong) && text.contains("30-3600"), "{text}");
+    }
+}
+
+#[test]
+fn mixed_families_are_refused_both_ways() {
+    assert!(refused(SOURCE, &["--vm-ip", "fd00::5"]).contains("IPv6 address fd00::5"));
+    let v6 = &SOURCE
+        .iter()
+        .map(|a| if *a == "10.0.0.2" { "fd00::2" } else { *a })
+        .collect::<Vec<_>>();
+    assert!(refused(v6, &[]).contains("IPv4 address 10.1.0.5"));
+    assert!(config(SOURCE, &["--vm-ip", "fd01::5", "--dest-ip", "fd00::2"]).is_ok());
+}
+
+#[test]
+fn mapped_addresses_are_ipv4_and_duplicates_are_refused() {
+    assert!(refused(SOURCE, &["--vm-ip", "::ffff:10.1.0.5"]).contains("twice"));
+}
+
+#[test]
+fn flags_of_the_other_side_are_refused() {
+    let dest = &[
+        "katamaran",
+        "--mode",
+        "dest",
+        "--qmp",
+        "/q",
+        "--shared-storage",
+        "--insecure-plaintext",
+    ];
+    assert!(config(dest, &[]).is_ok());
+    assert!(refused(dest, &["--vm-ip", "10.1.0.5"]).contains("--mode source"));
+    assert!(refused(SOURCE, &["--listen", "10.0.0.1"]).contains("--mode dest"));
+}
