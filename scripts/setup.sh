@@ -155,6 +155,20 @@ ensure_guest_kernel() {
     touch "$root/.complete"
 }
 
+# Only unpacked: neither of the two services is installed.
+ensure_prometheus() {
+    root=$cache/prometheus
+    [ -e "$root/.complete" ] && return 0
+    say "unpacking promtool and node_exporter to $root"
+    open_private_apt
+    rm -rf "$root"
+    mkdir -p "$root"
+    unpack "$root" prometheus
+    unpack "$root" prometheus-node-exporter
+    "$root/usr/bin/promtool" --version >/dev/null
+    touch "$root/.complete"
+}
+
 [ "$(id -u)" = 0 ] || die "run as root"
 case $part in all | build | lab) ;; *) die "usage: $0 [all|build|lab]" ;; esac
 
@@ -170,4 +184,5 @@ if [ "$part" != build ]; then
     ensure_cargo
     ensure_qemu_10
     ensure_guest_kernel
+    ensure_prometheus
 fi

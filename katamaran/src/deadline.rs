@@ -114,6 +114,9 @@ pub const METRICS_PERIOD: Duration = Duration::from_secs(2);
 /// For the other katamarans on this node to be done with the metrics file.
 pub const METRICS_LOCK: Duration = Duration::from_secs(5);
 
+/// One write of the metrics file, [`METRICS_LOCK`] included: its file system may hang.
+pub const METRICS_WRITE: Duration = Duration::from_secs(8);
+
 /// Undoing everything, on every way out.
 pub const UNDO: Duration = Duration::from_secs(9);
 

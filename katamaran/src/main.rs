@@ -47,7 +47,7 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, format_args!("start the runtime: {error}")),
     };
-    let report = runtime.block_on(async {
+    let run = runtime.block_on(async {
         let stop = shutdown::on_signals()?;
         let metrics = exporter.metrics();
         let outlets = Outlets { bars, metrics };
@@ -56,13 +56,10 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
             Config::Source(config) => source::run(*config, outlets, stop).await,
             Config::Destination(config) => destination::run(*config, outlets, stop).await,
         };
-        if let Err(error) = exporting.finish(&measured(&report)).await {
-            fail(1, format_args!("count this migration: {}", chain(&error)));
-        }
-        Ok::<_, std::io::Error>(report)
+        Ok::<_, std::io::Error>((report, exporting))
     });
-    let report = match report {
-        Ok(report) => report,
+    let (report, exporting) = match run {
+        Ok(run) => run,
         Err(error) => return fail(1, format_args!("install signal handlers: {error}")),
     };
     print(&summary::render(&report));
@@ -73,6 +70,10 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
             1,
             format_args!("write the report {}: {error}", path.display()),
         );
+    }
+    // Last, for it may take a while: the result is told by now.
+    if let Err(error) = runtime.block_on(exporting.finish(&measured(&report))) {
+        fail(1, format_args!("count this migration: {}", chain(&error)));
     }
     ExitCode::from(report.exit_code(args.require_zero_drop))
 }

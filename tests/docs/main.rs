@@ -9,6 +9,6 @@ mod guide;
 mod links;
 mod markdown;
 mod metrics;
+mod prometheus;
 mod promql;
-mod promtool;
 mod yaml;

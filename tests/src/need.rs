@@ -3,6 +3,7 @@
 //! A test whose needs are not met prints `SKIP name: reason` and passes, unless `KATAMARAN_REQUIRE`
 //! (a comma-separated list: `root`, `lab`) says that the machine is meant to have it.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::lab::{GuestImage, cache_dir};
@@ -16,8 +17,8 @@ pub enum Need {
     Bpf,
     /// What `scripts/setup.sh lab` installs: both QEMUs and a guest kernel.
     Lab,
-    /// Prometheus' `promtool`: at `$PROMTOOL`, or on the path.
-    Promtool,
+    /// `promtool` and node_exporter, which `scripts/setup.sh lab` unpacks, too.
+    Prometheus,
 }
 
 impl Need {
@@ -26,7 +27,7 @@ impl Need {
             Self::Root => "root",
             Self::Bpf => "bpf",
             Self::Lab => "qemu",
-            Self::Promtool => "promtool",
+            Self::Prometheus => "prometheus",
         }
     }
 
@@ -42,19 +43,28 @@ impl Need {
                 Some("no QEMU 10.0: run scripts/setup.sh lab".to_owned())
             }
             Self::Lab => GuestImage::prepare().err().map(|err| format!("{err:#}")),
-            Self::Promtool => promtool()
-                .arg("--version")
-                .output()
-                .err()
-                .map(|err| format!("promtool: {err}")),
+            Self::Prometheus if !prometheus_dir().join(".complete").exists() => {
+                Some("no promtool: run scripts/setup.sh lab".to_owned())
+            }
+            Self::Prometheus => None,
         }
     }
 }
 
-/// `promtool`, without arguments.
+/// Prometheus' `promtool`, without arguments.
 #[must_use]
 pub fn promtool() -> Command {
-    Command::new(std::env::var_os("PROMTOOL").unwrap_or_else(|| "promtool".into()))
+    Command::new(prometheus_dir().join("usr/bin/promtool"))
+}
+
+/// node_exporter, without arguments.
+#[must_use]
+pub fn node_exporter() -> Command {
+    Command::new(prometheus_dir().join("usr/bin/prometheus-node-exporter"))
+}
+
+fn prometheus_dir() -> PathBuf {
+    cache_dir().join("prometheus")
 }
 
 /// Whether the test may run; if not, says so on standard output.

@@ -7,7 +7,7 @@ use crate::steps::{Steps, cargo};
 use crate::{build_ebpf, tidy};
 
 /// What the machine that runs the whole suite must be able to do: a skip there is a failure.
-const REQUIRED: &str = "root,bpf,qemu,lab";
+const REQUIRED: &str = "root,bpf,qemu,lab,prometheus";
 
 /// The part that needs neither root nor QEMU nor an eBPF toolchain.
 pub(crate) fn smoke(root: &Path) -> ExitCode {
@@ -29,6 +29,19 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         &mut build_ebpf::clippy(root),
     );
     unprivileged_tests(root, &mut steps);
+    let mut prometheus = cargo(root);
+    prometheus.args([
+        "test",
+        "-p",
+        "katamaran-tests",
+        "--test",
+        "docs",
+        "prometheus",
+    ]);
+    steps.command(
+        "what Prometheus says of the metrics",
+        prometheus.env("KATAMARAN_REQUIRE", REQUIRED),
+    );
     steps.command(
         "build katamaran and the lab",
         cargo(root).args([

@@ -31,6 +31,11 @@ pub enum MetricsError {
         path.display(), within.as_secs()
     )]
     Busy { path: PathBuf, within: Duration },
+    #[error(
+        "{} (--metrics-file): its file system has not answered for {} s",
+        path.display(), within.as_secs()
+    )]
+    Hung { path: PathBuf, within: Duration },
     #[error("the task that writes --metrics-file ended early")]
     WriterGone,
 }

@@ -8,11 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::MetricsError;
 use super::file::MetricsFile;
-use super::page::Page;
 use super::recorder::{Finished, Metrics};
-use super::server;
 use super::vocabulary::Role;
-use crate::deadline;
+use super::{server, writer};
 
 /// Where metrics go. Opened before a migration touches anything, so that what is wrong with an address
 /// or a file is known by then.
@@ -61,7 +59,7 @@ impl Exporter {
         });
         let writer = self
             .file
-            .map(|file| tokio::spawn(write(file, self.metrics.clone(), stop.clone())));
+            .map(|file| tokio::spawn(writer::write(file, self.metrics.clone(), stop.clone())));
         Running {
             metrics: self.metrics,
             stop,
@@ -77,7 +75,7 @@ pub struct Running {
     metrics: Metrics,
     stop: CancellationToken,
     server: Option<JoinHandle<()>>,
-    writer: Option<JoinHandle<Option<MetricsFile>>>,
+    writer: Option<JoinHandle<Result<MetricsFile, MetricsError>>>,
 }
 
 impl Running {
@@ -95,14 +93,12 @@ impl Running {
         let Some(writer) = self.writer else {
             return Ok(());
         };
-        let Ok(Some(mut file)) = writer.await else {
-            return Err(MetricsError::WriterGone);
-        };
-        let counted = self.metrics.read().counted;
-        // One small file, under its own deadline; nothing else runs any more.
-        tokio::task::spawn_blocking(move || file.update(&counted, None))
+        let file = writer
             .await
-            .map_err(|_panicked| MetricsError::WriterGone)?
+            .map_err(|_panicked| MetricsError::WriterGone)??;
+        let counted = self.metrics.read().counted;
+        let (_, written) = writer::update(file, counted, None).await?;
+        written
     }
 }
 
@@ -115,37 +111,65 @@ fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     Ok(listener)
 }
 
-/// Shows the gauges in the file, again and again. Gives the file back at the end.
-async fn write(
-    mut file: MetricsFile,
-    metrics: Metrics,
-    stop: CancellationToken,
-) -> Option<MetricsFile> {
-    let mut told = false;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Some(file),
-            () = metrics.begun() => {}
-            () = tokio::time::sleep(deadline::METRICS_PERIOD) => {}
-        }
-        let live = metrics.read().live;
-        let written = tokio::task::spawn_blocking(move || {
-            let live = live
-                .as_ref()
-                .map(|(role, session, page)| (*role, *session, page));
-            let result = file.update(&Page::default(), live);
-            (file, result)
-        });
-        let (back, result) = written.await.ok()?;
-        file = back;
-        match result {
-            Ok(()) => told = false,
-            Err(error) if !told => {
-                told = true;
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(error, "the metrics file is not up to date");
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::deadline;
+    use crate::metrics::Outcome;
+    use crate::session_id::SessionId;
+
+    const ACTIVE: &str = "katamaran_migration_active_migrations{role=\"source\"} 1\n";
+
+    #[tokio::test]
+    async fn the_file_shows_a_migration_as_soon_as_it_begins_and_counts_it_at_its_end() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("katamaran.prom");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        for runs in 1..=2 {
+            let exporter = Exporter::open(Role::Source, None, Some(&path)).unwrap();
+            let metrics = exporter.metrics();
+            let running = exporter.start();
+            assert!(!read().contains(ACTIVE));
+            metrics.begin(SessionId(runs));
+            let began = Instant::now();
+            while !read().contains(ACTIVE) {
+                assert!(
+                    began.elapsed() < deadline::METRICS_PERIOD,
+                    "not at once:\n{}",
+                    read()
+                );
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            Err(_) => {}
+            let ended = Finished::new(Outcome::Cancelled);
+            running.finish(&ended).await.unwrap();
+            let line = format!(
+                "katamaran_migration_migrations_total{{role=\"source\",result=\"cancelled\"}} {runs}\n"
+            );
+            assert!(read().contains(&line), "{}", read());
+            assert!(!read().contains(ACTIVE), "{}", read());
         }
+    }
+
+    #[tokio::test]
+    async fn without_a_place_to_go_metrics_cost_nothing() {
+        let exporter = Exporter::open(Role::Destination, None, None).unwrap();
+        let running = exporter.start();
+        let ended = Finished::new(Outcome::Failed);
+        running.finish(&ended).await.unwrap();
+    }
+
+    #[test]
+    fn an_address_in_use_is_told_before_the_file_is_touched() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("katamaran.prom");
+        let address = taken.local_addr().unwrap();
+        let error = Exporter::open(Role::Source, Some(address), Some(&path)).unwrap_err();
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        assert!(!path.exists());
     }
 }

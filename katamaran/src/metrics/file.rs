@@ -68,6 +68,10 @@ impl MetricsFile {
         Ok(file)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Adds `counted`, and shows the gauges of the migration that this process is in, if any.
     pub(super) fn update(
         &mut self,

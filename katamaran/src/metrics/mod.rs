@@ -20,6 +20,7 @@ mod page;
 mod recorder;
 mod server;
 mod vocabulary;
+mod writer;
 
 pub use catalogue::{Family, Kind, catalogue};
 pub use decode::Corrupt;

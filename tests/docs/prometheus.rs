@@ -1,16 +1,20 @@
-//! Prometheus' own opinion, where its `promtool` is at hand (`$PROMTOOL`, or on the path): of what is
-//! exposed, of the rules, and whether the alerts go off.
+//! Prometheus' own opinion, where its programs are at hand: of what is exposed, of the file, of the rules,
+//! and whether the alerts go off.
 
-use std::io::Write as _;
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use katamaran::metrics::{Metrics, Role};
-use katamaran_tests::need::{Need, met, promtool};
+use katamaran::metrics::{Exporter, Metrics, Role};
+use katamaran_tests::lab::Process;
+use katamaran_tests::need::{Need, met, node_exporter, promtool};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::metrics::full_metrics;
+use crate::metrics::{Series, full_end, full_metrics, series, show_progress};
 use crate::yaml::manifests;
 
 #[track_caller]
@@ -53,7 +57,7 @@ fn write_rules(dir: &Path) -> PathBuf {
 fn promtool_has_nothing_to_say_against_what_is_exposed() {
     if !met(
         "promtool_has_nothing_to_say_against_what_is_exposed",
-        &[Need::Promtool],
+        &[Need::Prometheus],
     ) {
         return;
     }
@@ -66,7 +70,7 @@ fn promtool_has_nothing_to_say_against_what_is_exposed() {
 
 #[test]
 fn promtool_takes_the_rules() {
-    if !met("promtool_takes_the_rules", &[Need::Promtool]) {
+    if !met("promtool_takes_the_rules", &[Need::Prometheus]) {
         return;
     }
     let dir = TempDir::new().unwrap();
@@ -158,7 +162,7 @@ const ALARMS: &[(&str, u32, &[Input])] = &[
 fn every_alert_goes_off_when_it_should_and_not_before() {
     if !met(
         "every_alert_goes_off_when_it_should_and_not_before",
-        &[Need::Promtool],
+        &[Need::Prometheus],
     ) {
         return;
     }
@@ -197,4 +201,73 @@ fn every_alert_goes_off_when_it_should_and_not_before() {
     let test = json!({ "rule_files": [rules], "evaluation_interval": "1m", "tests": tests });
     std::fs::write(&file, test.to_string()).unwrap();
     run(promtool().args(["test", "rules"]).arg(file), "");
+}
+
+/// A file as two sides and a run before them leave it.
+async fn write_file(path: &Path) {
+    let ends = Exporter::open(Role::Source, None, Some(path)).unwrap();
+    let (metrics, ends) = (ends.metrics(), ends.start());
+    show_progress(&metrics);
+    ends.finish(&full_end()).await.unwrap();
+    let goes_on = Exporter::open(Role::Destination, None, Some(path)).unwrap();
+    let (metrics, _goes_on) = (goes_on.metrics(), goes_on.start());
+    show_progress(&metrics);
+    let shown = || std::fs::read_to_string(path).unwrap().contains("session=");
+    while !shown() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[test]
+fn node_exporter_shows_the_file_as_it_is() {
+    if !met("node_exporter_shows_the_file_as_it_is", &[Need::Prometheus]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("katamaran.prom");
+    tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(write_file(&file));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let address = free.unwrap().to_string();
+    let mut command = node_exporter();
+    command
+        .args(["--collector.disable-defaults", "--collector.textfile"])
+        .arg("--collector.textfile.directory")
+        .arg(dir.path())
+        .args(["--web.listen-address", &address])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let _exporter = Process::spawn("node_exporter", command, None).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let shown = loop {
+        if let Some(answer) = get(&address) {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "node_exporter does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(
+        shown.contains("\nnode_textfile_scrape_error 0\n"),
+        "{shown}"
+    );
+    let key = |series: &Series| (series.name.clone(), series.labels.clone());
+    let shown: BTreeSet<_> = series(&shown).iter().map(key).collect();
+    let written = std::fs::read_to_string(&file).unwrap();
+    for series in series(&written) {
+        assert!(shown.contains(&key(&series)), "{series:?} is not shown");
+    }
+}
+
+fn get(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(
+        stream,
+        "GET /metrics HTTP/1.0\r\nHost: {address}\r\nAccept: text/plain\r\n\r\n"
+    )
+    .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    Some(body.to_owned())
 }
