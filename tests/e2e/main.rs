@@ -5,6 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod cancel;
+mod disk_baseline;
+mod disk_faults;
+mod disk_writes;
 mod failure;
 mod ledger;
 mod perfect;
