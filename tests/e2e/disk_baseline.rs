@@ -11,7 +11,7 @@ use katamaran_tests::run::{
 
 use crate::support::require;
 
-const MEBIBYTES: u64 = 256;
+const MEBIBYTES: u64 = 128;
 
 fn go_order(qemu: QemuVersion, drives: usize, mishap: Mishap) -> GoOrderRun {
     let stage = StageOptions {
@@ -63,7 +63,7 @@ fn in_the_other_order_nothing_is_lost_while_nothing_is_pending() {
 fn the_other_order_loses_acknowledged_writes_that_are_pending() {
     require!(Root, Lab);
     let mishap = Mishap::Backlog {
-        path: 1_000_000,
+        path: 4_000_000,
         pending: 48 << 20,
     };
     let run = go_order(QemuVersion::V7_2, 1, mishap);

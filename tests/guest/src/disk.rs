@@ -1,6 +1,6 @@
 //! Writes numbered, synchronous records to the disks, and tells a client which were acknowledged.
 //!
-//! Record *n* of a drive goes to its block `n % blocks`. A number is reported once the write has
+//! Where a record goes is told by its number ([`block_of`]). A number is reported once the write has
 //! returned, so it stands for all before it. After a migration every block must hold the last
 //! acknowledged record that belongs there, or the one that was being written.
 
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::record::{Record, SIZE};
+use crate::record::{Record, SIZE, block_of};
 
 /// `O_DSYNC` on x86: a write returns when the data is on the disk.
 const O_DSYNC: i32 = 0o10000;
@@ -145,7 +145,7 @@ fn write_records(drive: &Drive, index: u64) -> io::Result<()> {
             return Ok(());
         }
         let number = drive.acknowledged.load(SeqCst) + 1;
-        let block = number % drive.blocks.load(SeqCst);
+        let block = block_of(number, drive.blocks.load(SeqCst));
         let record = Record {
             drive: index,
             number,

@@ -13,6 +13,10 @@
 /// Bytes of a record, and of a block.
 pub(crate) const SIZE: usize = 4096;
 
+/// Records that follow each other lie so many blocks apart. A mirror keeps account in pieces of 64 KiB,
+/// so that each record is a piece of its own to it, as with the writes of a database.
+const STRIDE: u64 = 17;
+
 const MARK: u64 = u64::from_le_bytes(*b"ktm-disk");
 const WORDS: usize = SIZE / 8;
 
@@ -22,6 +26,31 @@ pub(crate) struct Record {
     pub(crate) drive: u64,
     pub(crate) number: u64,
     pub(crate) block: u64,
+}
+
+/// The block of a record on a drive with so many blocks for records.
+pub(crate) fn block_of(number: u64, blocks: u64) -> u64 {
+    number % blocks * stride(blocks) % blocks
+}
+
+/// The first record that belongs to a block; the next ones come `blocks` later each. What is called record
+/// 0 here is never written.
+pub(crate) fn first_of(block: u64, blocks: u64) -> u64 {
+    let stride = stride(blocks);
+    let laps = (0..stride).map(|lap| block + lap * blocks);
+    laps.filter(|at| at % stride == 0)
+        .map(|at| at / stride)
+        .next()
+        .unwrap_or(0)
+}
+
+/// The two numbers may have no divisor in common, or a lap would not reach every block.
+fn stride(blocks: u64) -> u64 {
+    if blocks.is_multiple_of(STRIDE) {
+        1
+    } else {
+        STRIDE
+    }
 }
 
 /// What a block holds.
@@ -109,6 +138,19 @@ mod tests {
         };
         record.write_to(&mut block);
         block
+    }
+
+    #[test]
+    fn every_block_has_a_record_of_its_own_in_every_lap() {
+        for blocks in [1, 4, 17, 34, 100, 4096] {
+            let mut seen: Vec<u64> = (0..blocks).map(|n| block_of(n, blocks)).collect();
+            for (number, block) in (0..).zip(&seen) {
+                assert_eq!(first_of(*block, blocks), number, "of {blocks}");
+                assert_eq!(block_of(number + blocks, blocks), *block);
+            }
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..blocks));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::record::{Content, Record};
+use super::record::{Content, Record, block_of, first_of};
 use crate::traffic::AckRecord;
 
 /// What became of V's writes to one drive.
@@ -57,7 +57,7 @@ pub(super) struct Expected {
     pub(super) drive: u64,
     /// Records 1 to this one were acknowledged.
     pub(super) acknowledged: u64,
-    /// Record *n* belongs to block *n* mod this.
+    /// Of so many blocks at the start of the drive, one belongs to each record in turn.
     pub(super) blocks: u64,
     /// Blocks that held record 0 before V wrote anything; all others were empty.
     pub(super) filled: Range<u64>,
@@ -78,8 +78,8 @@ impl Expected {
         if block >= self.blocks {
             return 0;
         }
-        let last = self.acknowledged;
-        last.saturating_sub((last + self.blocks - block) % self.blocks)
+        let (first, last) = (first_of(block, self.blocks), self.acknowledged);
+        last.saturating_sub((last + self.blocks - first) % self.blocks)
     }
 
     /// Looks at one block and takes note of what is wrong with it.
@@ -94,7 +94,7 @@ impl Expected {
                 let at_home = record.drive == self.drive && record.block == block;
                 // The last write may have been done and not acknowledged.
                 let known = record.number <= self.acknowledged + 1;
-                let of_v = record.number > 0 && record.number % self.blocks == block;
+                let of_v = record.number > 0 && block_of(record.number, self.blocks) == block;
                 if at_home && record.number == 0 && self.filled.contains(&block) {
                     if expected == 0 {
                         return;
