@@ -72,14 +72,20 @@ pub struct MigrateArgs {
     /// Both nodes open the same volume: do not mirror disks
     #[arg(long)]
     pub shared_storage: bool,
-    /// Drives to mirror
-    #[arg(
-        long,
-        value_name = "ID[,ID]",
-        value_delimiter = ',',
-        default_value = "drive-virtio-disk0"
-    )]
+    /// Drives of the VM, all that it can write to, by the id of the drive, node or device (default:
+    /// drive-virtio-disk0)
+    #[arg(long, value_name = "ID[,ID]", value_delimiter = ',')]
     pub drive_id: Vec<String>,
+    /// Limit of the copy of all drives together, e.g. 200M (bytes per second); what the guest writes near
+    /// the end is not limited (source; default: none)
+    #[arg(long, value_name = "BYTES/S")]
+    pub bandwidth: Option<String>,
+    /// Give up when a drive has not been copied after this many seconds (source)
+    #[arg(long, value_name = "S", default_value_t = 7200)]
+    pub storage_sync_timeout: u64,
+    /// Compare the drives of both nodes while the VM is stopped, block by block: a long pause (source)
+    #[arg(long)]
+    pub verify_storage: bool,
     /// How packets travel from source to destination (ipip: IPIP for v4, IP6IP6 for v6)
     #[arg(long, value_name = "auto|ipip|gre|vxlan|none", default_value = "auto")]
     pub tunnel_mode: String,

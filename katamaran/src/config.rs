@@ -44,6 +44,10 @@ pub struct CommonConfig {
     pub port: u16,
     pub tap: Option<String>,
     pub tap_netns: Option<PathBuf>,
+    /// Both nodes open the same volumes: nothing is mirrored.
+    pub shared_storage: bool,
+    /// The drives that were named, without duplicates; `None` when nothing was.
+    pub drive_ids: Option<Vec<String>>,
     pub tunnel: TunnelMode,
     pub report: Option<PathBuf>,
     pub require_zero_drop: bool,
@@ -64,6 +68,10 @@ pub struct SourceConfig {
     pub multifd_channels: u8,
     /// Bytes per second.
     pub max_bandwidth: Option<u64>,
+    /// Of the background copy of all drives, in bytes per second.
+    pub disk_bandwidth: Option<u64>,
+    pub storage_sync_timeout: Duration,
+    pub verify_storage: bool,
     pub linger_limit: Duration,
     pub source_vm: SourceVm,
 }
@@ -162,14 +170,23 @@ fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig
     if args.migration_timeout == 0 {
         problems.push("--migration-timeout 0: give at least one second".into());
     }
-    let max_bandwidth = args.max_bandwidth.as_deref().and_then(|text| {
-        bytes_per_second(text).or_else(|| {
-            problems.push(format!(
-                "--max-bandwidth {text:?} is not a number of bytes per second, such as 500M or 1G"
-            ));
-            None
-        })
-    });
+    if args.storage_sync_timeout == 0 {
+        problems.push("--storage-sync-timeout 0: give at least one second".into());
+    }
+    if args.shared_storage {
+        for (flag, given) in [
+            ("--bandwidth", args.bandwidth.is_some()),
+            ("--verify-storage", args.verify_storage),
+        ] {
+            if given {
+                problems.push(format!(
+                    "{flag} is about drives that are mirrored, and with --shared-storage none is"
+                ));
+            }
+        }
+    }
+    let max_bandwidth = rate("--max-bandwidth", args.max_bandwidth.as_deref(), problems);
+    let disk_bandwidth = rate("--bandwidth", args.bandwidth.as_deref(), problems);
     Some(SourceConfig {
         common: common?,
         dest_ips,
@@ -180,6 +197,9 @@ fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig
         auto_converge: args.auto_converge,
         multifd_channels: args.multifd_channels,
         max_bandwidth,
+        disk_bandwidth,
+        storage_sync_timeout: Duration::from_secs(args.storage_sync_timeout),
+        verify_storage: args.verify_storage,
         linger_limit: Duration::from_secs(args.cni_convergence_delay),
         source_vm: args.source_vm,
     })
@@ -192,6 +212,8 @@ fn destination(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<Destina
         ("--vm-ip", !args.vm_ip.is_empty()),
         ("--redirect-dev", args.redirect_dev.is_some()),
         ("--max-bandwidth", args.max_bandwidth.is_some()),
+        ("--bandwidth", args.bandwidth.is_some()),
+        ("--verify-storage", args.verify_storage),
         ("--auto-converge", args.auto_converge),
     ] {
         if given {
@@ -216,13 +238,6 @@ fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig
     }
     if args.port == 0 {
         problems.push("--port 0: give the destination's listening port".into());
-    }
-    if !args.shared_storage {
-        problems.push(
-            "mirroring local disks is not implemented yet: pass --shared-storage, and only if both QEMUs open the \
-             same volume (or the VM has no disk)"
-                .into(),
-        );
     }
     if args.tls_dir.is_some() {
         problems.push("--tls-dir is not implemented yet: the session can only be run with --insecure-plaintext".into());
@@ -255,6 +270,8 @@ fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig
         port: args.port,
         tap: device_name("--tap", args.tap.as_deref(), problems),
         tap_netns: args.tap_netns.clone(),
+        shared_storage: args.shared_storage,
+        drive_ids: drive_ids(&args.drive_id, problems),
         tunnel,
         report: args.report.clone(),
         require_zero_drop: args.require_zero_drop,
@@ -274,6 +291,21 @@ fn device_name(flag: &str, name: Option<&str>, problems: &mut Vec<String>) -> Op
         ));
     }
     Some(name.to_owned())
+}
+
+/// The drives that were named.
+fn drive_ids(named: &[String], problems: &mut Vec<String>) -> Option<Vec<String>> {
+    let mut ids: Vec<String> = Vec::new();
+    for id in named.iter().map(|id| id.trim()) {
+        if id.is_empty() {
+            problems.push("--drive-id has an empty name: give the drives' ids".into());
+        } else if ids.iter().any(|known| known == id) {
+            problems.push(format!("--drive-id has {id} twice"));
+        } else {
+            ids.push(id.to_owned());
+        }
+    }
+    (!ids.is_empty()).then_some(ids)
 }
 
 fn addresses(flag: &str, what: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<IpAddr> {
@@ -308,6 +340,17 @@ fn address(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<IpAddr>
         format!("invalid {flag} {text:?}: not an IPv4 or IPv6 address")
     });
     None
+}
+
+fn rate(flag: &str, text: Option<&str>, problems: &mut Vec<String>) -> Option<u64> {
+    let text = text?;
+    let rate = bytes_per_second(text);
+    if rate.is_none() {
+        problems.push(format!(
+            "{flag} {text:?} is not a number of bytes per second, such as 500M or 1G"
+        ));
+    }
+    rate
 }
 
 /// `500M`, `1G`, `1048576`: bytes per second, binary multiples.
@@ -349,11 +392,14 @@ impl fmt::Display for Family {
 }
 
 #[cfg(test)]
+mod drive_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli;
 
-    const SOURCE: &[&str] = &[
+    pub(super) const SOURCE: &[&str] = &[
         "katamaran",
         "--mode",
         "source",
@@ -367,12 +413,12 @@ mod tests {
         "--insecure-plaintext",
     ];
 
-    fn config(base: &[&str], extra: &[&str]) -> Result<Config, UsageError> {
+    pub(super) fn config(base: &[&str], extra: &[&str]) -> Result<Config, UsageError> {
         let args = base.iter().chain(extra).map(std::ffi::OsString::from);
         Config::from_args(&cli::parse(args).unwrap().migrate)
     }
 
-    fn refused(base: &[&str], extra: &[&str]) -> String {
+    pub(super) fn refused(base: &[&str], extra: &[&str]) -> String {
         config(base, extra).unwrap_err().to_string()
     }
 
@@ -389,13 +435,7 @@ mod tests {
     #[test]
     fn everything_wrong_is_told_at_once() {
         let text = refused(&["katamaran", "--mode", "source"], &[]);
-        for flag in [
-            "--qmp",
-            "--dest-ip",
-            "--vm-ip",
-            "--shared-storage",
-            "--insecure-plaintext",
-        ] {
+        for flag in ["--qmp", "--dest-ip", "--vm-ip", "--insecure-plaintext"] {
             assert!(text.contains(flag), "{flag} is not named in:\n{text}");
         }
     }

@@ -21,6 +21,36 @@ pub const QMP_MIGRATION: Duration = Duration::from_secs(10);
 /// and the preamble.
 pub const PREAMBLE: Duration = Duration::from_secs(3);
 
+/// A QMP command that opens, closes or exports a disk: it reads from it, or waits for requests under way.
+pub const QMP_BLOCK: Duration = Duration::from_secs(10);
+
+/// A block job that was started has to be seen by then.
+pub const JOB_APPEARS: Duration = Duration::from_secs(30);
+
+/// Between two looks at the block jobs.
+pub const JOB_POLL: Duration = Duration::from_millis(250);
+
+/// A job that has reported an error has to end by then, with the reason.
+pub const JOB_FAILS: Duration = Duration::from_secs(2);
+
+/// Bringing the disks in step before the VM is stopped: what is left is what was written in a moment.
+pub const JOB_SYNC: Duration = Duration::from_secs(30);
+
+/// From the VM's stop until every drive is the destination's: the jobs have ended, the exports are closed.
+pub const HAND_OVER: Duration = Duration::from_secs(20);
+
+/// Ending block jobs by force.
+pub const JOB_ABORT: Duration = Duration::from_secs(2);
+
+/// The destination opening or closing the exports of all drives.
+pub const EXPORT: Duration = Duration::from_secs(30);
+
+/// An export that was closed has to be gone by then.
+pub const EXPORT_CLOSE: Duration = Duration::from_secs(5);
+
+/// Comparing one batch of blocks on both nodes.
+pub const VERIFY_BATCH: Duration = Duration::from_secs(60);
+
 /// Between two heartbeats of the control session, in either direction.
 pub const HEARTBEAT_PERIOD: Duration = Duration::from_millis(250);
 

@@ -7,6 +7,7 @@ pub mod deadline;
 pub mod discover;
 pub mod ebpf;
 pub mod migrate;
+pub mod nbd;
 pub mod net;
 mod open_enum;
 mod prompt_writer;

@@ -49,6 +49,10 @@ fn an_invalid_value_is_shown_and_nothing_is_touched() {
         ("--max-bandwidth", "fast", &["--max-bandwidth", "fast"]),
         ("--max-bandwidth", "0", &["--max-bandwidth", "0"]),
         ("--migration-timeout", "0", &["--migration-timeout 0"]),
+        ("--drive-id", "a,b,a", &["--drive-id", "a twice"]),
+        ("--drive-id", "", &["--drive-id", "empty name"]),
+        ("--bandwidth", "much", &["--bandwidth", "much"]),
+        ("--storage-sync-timeout", "0", &["--storage-sync-timeout 0"]),
         ("--cni-convergence-delay", "-1", &["-1"]),
         (
             "--tunnel-mode",
@@ -69,12 +73,6 @@ fn what_is_not_implemented_is_said_to_be() {
     for base in [monitor.source_flags(), monitor.destination_flags()] {
         let gre = with(base.clone(), "--tunnel-mode", Some("gre"));
         refused(&monitor, &gre, &["gre", "not implemented", "vxlan"]);
-        let mirrored = with(base.clone(), "--shared-storage", None);
-        refused(
-            &monitor,
-            &mirrored,
-            &["mirroring", "not implemented", "--shared-storage"],
-        );
         let open = with(base, "--insecure-plaintext", None);
         refused(
             &monitor,
@@ -102,7 +100,6 @@ fn all_that_is_missing_is_named_at_once() {
             "--qmp",
             "--dest-ip",
             "--vm-ip",
-            "--shared-storage",
             "--insecure-plaintext",
             "--help",
         ],
@@ -110,7 +107,7 @@ fn all_that_is_missing_is_named_at_once() {
     refused(
         &monitor,
         &["--mode", "dest"].map(str::to_owned),
-        &["--qmp", "--shared-storage", "--insecure-plaintext"],
+        &["--qmp", "--insecure-plaintext"],
     );
     refused(&monitor, &[], &["--mode is missing", "source", "dest"]);
 }

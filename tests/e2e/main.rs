@@ -8,6 +8,7 @@ mod cancel;
 mod disk_baseline;
 mod disk_faults;
 mod disk_writes;
+mod disks;
 mod failure;
 mod ledger;
 mod perfect;

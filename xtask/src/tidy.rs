@@ -73,6 +73,16 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "crate::migrate",
         "leaves do not import upwards",
     ),
+    (
+        "katamaran/src/nbd",
+        "crate::qmp",
+        "leaves do not import each other",
+    ),
+    (
+        "katamaran/src/nbd",
+        "crate::migrate",
+        "leaves do not import upwards",
+    ),
     ("katamaran/src/migrate", "use aya", "aya stays in ebpf"),
     (
         "katamaran/src/migrate",

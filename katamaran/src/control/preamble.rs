@@ -94,6 +94,16 @@ impl Preamble {
         }
     }
 
+    /// The preamble of the NBD connection number `index` of `session`.
+    #[must_use]
+    pub fn nbd(session: SessionId, index: u32) -> Self {
+        Self {
+            kind: StreamKind::Nbd,
+            session,
+            index,
+        }
+    }
+
     /// Sends it.
     ///
     /// # Errors

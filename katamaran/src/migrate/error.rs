@@ -10,6 +10,8 @@ use crate::net::NetError;
 use crate::qmp::QmpError;
 use crate::relay::RelayError;
 
+use super::storage::StorageError;
+
 /// Why a migration ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -40,6 +42,8 @@ pub enum MigrateError {
         doing: &'static str,
         source: Box<RelayError>,
     },
+    #[error(transparent)]
+    Storage(Box<StorageError>),
     #[error("connect to the destination: is `katamaran --mode dest` running there?")]
     Connect(#[source] Box<DialError>),
     #[error("make directory {}", path.display())]
@@ -96,6 +100,12 @@ pub enum MigrateError {
 impl From<DiscoverError> for MigrateError {
     fn from(source: DiscoverError) -> Self {
         Self::Discover(Box::new(source))
+    }
+}
+
+impl From<StorageError> for MigrateError {
+    fn from(error: StorageError) -> Self {
+        Self::Storage(Box::new(error))
     }
 }
 

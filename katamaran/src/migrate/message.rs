@@ -5,11 +5,15 @@
 //!     Hello ───────────────────────────────────▶ versions
 //!     Prepare ─────────────────────────────────▶ compare the two VMs, find the tap
 //!     Arm ─────────────────────────────────────▶ tunnel end, delivery, buffer
+//!     Export (unless nothing is mirrored) ─────▶ QEMU exports the drives
+//!                 (the drives' data travels on connections of its own)
 //!     Incoming ────────────────────────────────▶ QEMU listens for RAM
 //!                 (RAM travels on connections of its own)
 //!     Block ───────────────────────────────────▶ hold what arrives from now on
 //!     [flip, drain, stop]
 //!     Inject (only if QEMU stopped first) ─────▶ older packets, ahead of the held ones
+//!     Checksums (only with --verify-storage) ──▶ of some blocks of a drive
+//!     CloseExport (only after Export) ─────────▶ the drives are complete: nobody writes to them any more
 //!     ◀───────────────────────────────────────── Loaded: the VM's state is complete
 //!     Commit ══════════════════════════════════▶ run it           (point of no return)
 //!     Reconcile ───────────────────────────────▶ the destination's half of the ledger
@@ -26,10 +30,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{DestinationLedger, Verdict};
 use super::report::LedgerReport;
+use super::storage::DriveDescription;
 use crate::control::Protocol;
 
 /// The version of these messages that this build speaks.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// UDP port of the vxlan fallback (IANA's is 4789, which a CNI may own).
 pub const VXLAN_PORT: u16 = 7483;
@@ -53,6 +58,16 @@ pub enum Request {
     },
     Prepare(VmDescription),
     Arm(Arm),
+    /// Export the drives of [`VmDescription`], for writing.
+    Export,
+    /// Of up to `blocks` blocks (1 MiB) of an exported drive.
+    Checksums {
+        drive: String,
+        first_block: u64,
+        blocks: u64,
+    },
+    /// Close these exports.
+    CloseExport,
     Incoming {
         multifd_channels: u8,
     },
@@ -83,6 +98,9 @@ pub enum Reply {
     Armed {
         buffer: Buffer,
     },
+    Exported,
+    Checksums(Checksums),
+    ExportClosed,
     Listening,
     Blocked,
     Injected {
@@ -121,6 +139,19 @@ pub struct VmDescription {
     pub machine_type: Option<String>,
     pub vcpus: Option<u32>,
     pub qemu_version: (u32, u32, u32),
+    pub storage: Storage,
+    /// The drives to mirror; none with shared storage.
+    pub drives: Vec<DriveDescription>,
+}
+
+/// How the VM's drives get to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// They are mirrored.
+    Mirrored,
+    /// Both nodes open the same volumes.
+    Shared,
 }
 
 /// The destination's answer to [`VmDescription`].
@@ -186,6 +217,10 @@ pub struct Resumed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFrame(#[serde(with = "base64_bytes")] pub Vec<u8>);
 
+/// Checksums of consecutive blocks, 16 bytes each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksums(#[serde(with = "base64_bytes")] pub Vec<u8>);
+
 mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
@@ -209,19 +244,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wire_form_is_what_version_1_promises() {
+    fn the_wire_form_is_what_version_2_promises() {
         let golden = [
             (
                 serde_json::to_string(&Request::Block).unwrap(),
                 r#""Block""#,
             ),
             (
+                serde_json::to_string(&[Request::Export, Request::CloseExport]).unwrap(),
+                r#"["Export","CloseExport"]"#,
+            ),
+            (
+                serde_json::to_string(&[Reply::Exported, Reply::ExportClosed]).unwrap(),
+                r#"["Exported","ExportClosed"]"#,
+            ),
+            (
+                serde_json::to_string(&Storage::Mirrored).unwrap(),
+                r#""mirrored""#,
+            ),
+            (
+                serde_json::to_string(&DriveDescription {
+                    id: "disk".into(),
+                    virtual_size: 512,
+                    format: "raw".into(),
+                    read_only: false,
+                })
+                .unwrap(),
+                r#"{"id":"disk","virtual_size":512,"format":"raw","read_only":false}"#,
+            ),
+            (
                 serde_json::to_string(&Request::Hello {
-                    versions: vec![1],
+                    versions: vec![2],
                     software: "0.1.0".into(),
                 })
                 .unwrap(),
-                r#"{"Hello":{"versions":[1],"software":"0.1.0"}}"#,
+                r#"{"Hello":{"versions":[2],"software":"0.1.0"}}"#,
             ),
             (
                 serde_json::to_string(&Request::Inject {

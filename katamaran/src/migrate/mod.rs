@@ -15,6 +15,7 @@ pub mod reconcile;
 pub mod report;
 pub mod rollback;
 pub mod source;
+pub mod storage;
 pub mod summary;
 pub mod tap_account;
 mod tap_watch;

@@ -143,6 +143,12 @@ pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
     PathBuf::from(format!("/run/katamaran/{session}-{role}"))
 }
 
+/// Where the source's QEMU exports its drives to be compared. Apart from the relays' directory, which goes
+/// with them.
+pub(crate) fn verify_directory(session: SessionId) -> PathBuf {
+    PathBuf::from(format!("/run/katamaran/{session}-verify"))
+}
+
 /// Makes a directory that only this user can enter, and the one it is in.
 pub(crate) fn make_private(directory: &Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();

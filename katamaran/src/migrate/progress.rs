@@ -1,5 +1,5 @@
-//! What a person sees while it runs: on a terminal a bar for the RAM and a line per phase,
-//! otherwise plain log lines, at most one a second.
+//! What a person sees while it runs: on a terminal a bar for each drive and for the RAM, and a line per
+//! phase, otherwise plain log lines, at most one a second.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::PhaseTime;
+use super::storage::DriveProgress;
+use super::storage::job::Standing;
 
 /// Microseconds since the epoch, now.
 #[must_use]
@@ -34,6 +36,9 @@ pub struct Progress {
     phases: Vec<PhaseTime>,
     current: Option<(&'static str, Instant)>,
     ram: Option<ProgressBar>,
+    /// One per drive, in the order of the drives.
+    disks: Vec<ProgressBar>,
+    told_ready: bool,
     last_line: Instant,
 }
 
@@ -60,6 +65,8 @@ impl Progress {
             phases: Vec::new(),
             current: None,
             ram: None,
+            disks: Vec::new(),
+            told_ready: false,
             last_line: Instant::now(),
         }
     }
@@ -77,7 +84,7 @@ impl Progress {
 
     /// Ends the phase that runs.
     pub fn end(&mut self) {
-        if let Some(bar) = self.ram.take() {
+        for bar in self.ram.take().into_iter().chain(self.disks.drain(..)) {
             bar.finish_and_clear();
         }
         let Some((name, began)) = self.current.take() else {
@@ -152,5 +159,74 @@ impl Progress {
         bar.set_length(p.total);
         bar.set_position(done);
         bar.set_message(detail);
+    }
+
+    /// Shows where the copy of each drive stands.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shown rounded"
+    )]
+    pub fn disks(&mut self, drives: &[DriveProgress]) {
+        const MIB: f64 = 1048576.0;
+        if self.bars.is_hidden() {
+            let ready = drives.iter().all(|d| d.standing.is_ready());
+            if drives.is_empty() || (!ready && self.last_line.elapsed() < Duration::from_secs(1)) {
+                return;
+            }
+            // The end is told once.
+            if ready && std::mem::replace(&mut self.told_ready, true) {
+                return;
+            }
+            self.last_line = Instant::now();
+            for d in drives {
+                tracing::info!(
+                    drive = d.job.drive,
+                    percent = d.percent(),
+                    mib_per_s = (d.rate / MIB) as u64,
+                    eta_s = d.eta().map(|eta| eta.as_secs()),
+                    backlog_mib = (d.backlog() as f64 / MIB) as u64,
+                    "disk: {}",
+                    standing(d.standing)
+                );
+            }
+            return;
+        }
+        let style = ProgressStyle::with_template(
+            "  {prefix} {wide_bar} {percent:>3} %  {bytes}/{total_bytes}\n      {msg}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        for (index, d) in drives.iter().enumerate() {
+            if self.disks.len() <= index {
+                let bar = ProgressBar::new(d.total)
+                    .with_style(style.clone())
+                    .with_prefix(d.job.drive.clone());
+                self.disks.push(self.bars.add(bar));
+            }
+            let bar = &self.disks[index];
+            bar.set_length(d.total);
+            bar.set_position(d.copied);
+            let eta = d
+                .eta()
+                .map_or(String::new(), |eta| format!(", ETA {} s", eta.as_secs()));
+            bar.set_message(format!(
+                "{}, {:.0} MiB/s, {:.1} MiB to go{eta}",
+                standing(d.standing),
+                d.rate / MIB,
+                d.backlog() as f64 / MIB,
+            ));
+        }
+    }
+}
+
+fn standing(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Awaited => "starting",
+        Standing::Copying => "copying",
+        Standing::Ready { synced: true } => "in step",
+        Standing::Ready { synced: false } => "ready",
+        Standing::Failing => "failing",
+        Standing::Ended => "handed over",
     }
 }

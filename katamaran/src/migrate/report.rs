@@ -11,6 +11,8 @@ use super::ledger::{
 use super::message::{Buffer, Tunnel};
 use super::reconcile::Reconciled;
 use super::rollback::Undone;
+use super::storage::DriveProgress;
+use crate::qmp::command::CopyMode;
 use crate::session_id::SessionId;
 
 /// Version of this format.
@@ -63,6 +65,53 @@ pub struct Ram {
     pub remaining_at_stop: Option<u64>,
 }
 
+/// A drive that was mirrored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Disk {
+    /// As the user names it.
+    pub id: String,
+    /// The block job.
+    pub job: String,
+    /// What the guest sees, in bytes.
+    pub size: u64,
+    /// Bytes that the mirror copied, what was written meanwhile included.
+    pub copied: u64,
+    /// How the guest's writes were mirrored at the end: `background` or `write-blocking`.
+    pub mode: String,
+    /// From the start of the mirror until it was ready, or until it failed.
+    pub seconds: f64,
+    /// Of the copy until then, measured, bytes per second.
+    pub bandwidth: Option<f64>,
+    /// Bytes that were on the source only when its mirror had ended and the VM was stopped.
+    pub backlog_at_commit: Option<u64>,
+    /// Both nodes' drives were compared, and equal.
+    pub verified: Option<bool>,
+}
+
+impl Disk {
+    /// A drive whose mirror stands like this.
+    #[must_use]
+    pub fn new(size: u64, progress: &DriveProgress, mode: &CopyMode) -> Self {
+        let seconds = progress.took.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = |bytes: u64| bytes as f64 / seconds;
+        Self {
+            id: progress.job.drive.clone(),
+            job: progress.job.job.clone(),
+            size,
+            copied: progress.copied,
+            mode: mode.to_string(),
+            seconds,
+            bandwidth: progress
+                .copied_until_ready
+                .filter(|_| seconds > 0.0)
+                .map(rate),
+            backlog_at_commit: None,
+            verified: None,
+        }
+    }
+}
+
 /// The moments of the cutover, each in milliseconds after the flip; `null` if it did not come to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cutover {
@@ -75,6 +124,10 @@ pub struct Cutover {
     pub first_redirect_us: Option<f64>,
     pub drained_ms: Option<f64>,
     pub stopped_ms: Option<f64>,
+    /// The mirrors of all drives had ended.
+    pub disks_ended_ms: Option<f64>,
+    /// The drives were the destination's, and QEMU went on.
+    pub handed_over_ms: Option<f64>,
     pub loaded_ms: Option<f64>,
     pub committed_ms: Option<f64>,
     pub released_ms: Option<f64>,
@@ -184,7 +237,7 @@ pub struct Report {
     pub clock_rtt_us: Option<f64>,
     pub cutover: Cutover,
     pub ram: Option<Ram>,
-    pub disks: Vec<serde_json::Value>,
+    pub disks: Vec<Disk>,
     pub tunnel: Option<Tunnel>,
     pub buffer: Option<Buffer>,
     pub ledger: Option<LedgerReport>,

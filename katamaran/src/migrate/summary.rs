@@ -36,6 +36,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
             writeln!(out, "    {:<12} {:>10.1} ms", phase.name, phase.duration_ms)?;
         }
     }
+    write_disks(out, r)?;
     write_cutover(out, r)?;
     if r.ledger.is_some() {
         write_ledger(out, r)?;
@@ -58,6 +59,38 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     if r.outcome == Outcome::Migrated && (r.role == Role::Source || r.verdict != Verdict::Unproven)
     {
         write_verdict(out, r)?;
+    }
+    Ok(())
+}
+
+fn write_disks(out: &mut String, r: &Report) -> std::fmt::Result {
+    const MIB: f64 = 1048576.0;
+    if r.disks.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    for d in &r.disks {
+        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+        let (size, copied) = (d.size as f64 / MIB, d.copied as f64 / MIB);
+        let rate = d
+            .bandwidth
+            .map_or(String::new(), |rate| format!(" at {:.0} MiB/s", rate / MIB));
+        writeln!(
+            out,
+            "  disk      {}, {size:.1} MiB, {copied:.1} MiB copied in {:.1} s{rate}, {}",
+            d.id, d.seconds, d.mode
+        )?;
+        let backlog = d
+            .backlog_at_commit
+            .map_or("its mirror was not brought to an end".to_owned(), |bytes| {
+                format!("{bytes} bytes behind when its mirror ended")
+            });
+        let verified = match d.verified {
+            Some(true) => ", compared with the destination's: equal",
+            Some(false) => ", compared with the destination's: DIFFERENT",
+            None => "",
+        };
+        writeln!(out, "            {backlog}{verified}")?;
     }
     Ok(())
 }
@@ -117,6 +150,8 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
     if let (Some(drained), Some(stopped)) = (c.drained_ms, c.stopped_ms) {
         // In the order in which they happen.
         let more = [
+            ("disks ended", c.disks_ended_ms),
+            ("handed over", c.handed_over_ms),
             ("loaded", c.loaded_ms),
             ("released", c.released_ms),
             ("committed", c.committed_ms),

@@ -15,6 +15,7 @@ use crate::open_enum::open_enum;
 open_enum! {
     /// The name of an event.
     pub enum EventName {
+        BlockExportDeleted = "BLOCK_EXPORT_DELETED",
         BlockImageCorrupted = "BLOCK_IMAGE_CORRUPTED",
         BlockIoError = "BLOCK_IO_ERROR",
         BlockJobCancelled = "BLOCK_JOB_CANCELLED",
@@ -61,10 +62,13 @@ impl Event {
         self.text("status").map(MigrationStatus::from)
     }
 
-    /// The block job that a `BLOCK_JOB_*` event is about.
+    /// The block job that a `BLOCK_JOB_*` or `JOB_STATUS_CHANGE` event is about.
     #[must_use]
     pub fn block_job(&self) -> Option<&str> {
-        self.text("device")
+        match self.name {
+            EventName::JobStatusChange => self.text("id"),
+            _ => self.text("device"),
+        }
     }
 
     /// A text member of the data.

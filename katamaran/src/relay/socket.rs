@@ -1,9 +1,9 @@
-//! The unix socket that QEMU connects to, in a directory of its own.
+//! The unix socket that QEMU connects to, in a directory that only this user can enter.
 
-use std::fs::{DirBuilder, remove_dir, remove_file};
+use std::fs::{DirBuilder, remove_dir, remove_file, symlink_metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::error::RelayError;
 /// What a socket address holds, without the final zero.
 const PATH_LIMIT: usize = 107;
 
-/// A listening socket; its file and directory go when it is dropped.
+/// A listening socket. Its file goes when it is dropped, and the directory with the last socket in it.
 #[derive(Debug)]
 pub(super) struct PrivateSocket {
     listener: UnixListener,
@@ -28,9 +28,9 @@ struct SocketFile {
 }
 
 impl PrivateSocket {
-    /// Makes `directory`, which must not exist yet, for this user alone, and listens in it.
-    pub(super) fn bind(directory: &Path) -> Result<Self, RelayError> {
-        let path = directory.join("ram.sock");
+    /// Listens at `name` in `directory`, which is made for this user alone, or is that already.
+    pub(super) fn bind(directory: &Path, name: &str) -> Result<Self, RelayError> {
+        let path = directory.join(name);
         let length = path.as_os_str().as_bytes().len();
         if length > PATH_LIMIT {
             return Err(RelayError::PathTooLong {
@@ -39,19 +39,24 @@ impl PrivateSocket {
                 limit: PATH_LIMIT,
             });
         }
+        let at = path.clone();
         let failed = |source: io::Error| RelayError::Socket {
-            path: path.clone(),
+            path: at.clone(),
             source: Arc::new(source),
         };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(directory)
-            .map_err(failed)?;
-        let file = SocketFile {
-            path: path.clone(),
-            directory: directory.to_owned(),
+        make_private(directory).map_err(failed)?;
+        let directory = directory.to_owned();
+        // Before there is a file of ours to remove: the name may be taken.
+        let listener = match UnixListener::bind(&path) {
+            Ok(listener) => listener,
+            Err(source) => {
+                // It goes if it was made for this socket alone.
+                let emptied = remove_dir(&directory);
+                tracing::debug!(?emptied, "no migration socket");
+                return Err(failed(source));
+            }
         };
-        let listener = UnixListener::bind(&path).map_err(failed)?;
+        let file = SocketFile { path, directory };
         Ok(Self { listener, file })
     }
 
@@ -70,8 +75,27 @@ impl Drop for SocketFile {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         });
-        if let Err(error) = removed.and_then(|()| remove_dir(&self.directory)) {
+        let removed = removed.and_then(|()| match remove_dir(&self.directory) {
+            // Another socket of this session is still in it.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            other => other,
+        });
+        if let Err(error) = removed {
             tracing::warn!(path = %self.path.display(), %error, "migration socket left behind");
         }
+    }
+}
+
+/// Makes the directory, or makes sure that an existing one is nobody else's.
+fn make_private(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = symlink_metadata(directory)?;
+            let ours = found.is_dir()
+                && found.mode() & 0o077 == 0
+                && found.uid() == nix::unistd::geteuid().as_raw();
+            if ours { Ok(()) } else { Err(error) }
+        }
+        other => other,
     }
 }

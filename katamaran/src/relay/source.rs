@@ -42,18 +42,19 @@ pub struct SourceRelay {
 }
 
 impl SourceRelay {
-    /// Makes `directory`, for this user alone, listens in it and connects each stream of QEMU
-    /// onwards, in the order in which QEMU opens them.
+    /// Listens at `name` in `directory`, which only this user can enter and which is made where it is
+    /// missing, and connects each stream of QEMU onwards, in the order in which QEMU opens them.
     ///
     /// # Errors
-    /// The directory exists already or cannot be made, its path is too long for a socket, or the
+    /// The directory cannot be made or is somebody else's, its path is too long for a socket, or the
     /// socket cannot be made.
     pub fn start(
         directory: &Path,
+        name: &str,
         connector: Connector,
         governor: Governor,
     ) -> Result<Self, RelayError> {
-        let socket = PrivateSocket::bind(directory)?;
+        let socket = PrivateSocket::bind(directory, name)?;
         let path = socket.path().to_owned();
         let status = RelayStatus::new();
         let stop = CancellationToken::new();
@@ -96,7 +97,8 @@ impl SourceRelay {
         &self.status
     }
 
-    /// Cuts what is open, removes the socket and its directory, and waits for all of that.
+    /// Cuts what is open, removes the socket, and the directory if it was the last in it, and waits for
+    /// all of that.
     pub async fn shutdown(self) {
         let Self {
             stop, mut tasks, ..

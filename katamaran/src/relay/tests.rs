@@ -38,8 +38,13 @@ impl Rig {
             io.write_u32(stream).await?;
             Ok(Box::new(io) as BoxStream)
         });
-        let source =
-            SourceRelay::start(&directory.path().join("s"), dial, Governor::new(pace)).unwrap();
+        let source = SourceRelay::start(
+            &directory.path().join("s"),
+            "ram.sock",
+            dial,
+            Governor::new(pace),
+        )
+        .unwrap();
         let mut accept = tokio::task::JoinSet::new();
         let adder = Arc::clone(&destination);
         accept.spawn(async move {
@@ -301,7 +306,7 @@ async fn a_destination_that_cannot_be_reached_is_reported_and_cuts_the_stream() 
     let directory = tempfile::tempdir().unwrap();
     let refuse = connector(|_| async { Err(io::ErrorKind::ConnectionRefused.into()) });
     let path = directory.path().join("s");
-    let relay = SourceRelay::start(&path, refuse, Governor::default()).unwrap();
+    let relay = SourceRelay::start(&path, "ram.sock", refuse, Governor::default()).unwrap();
     assert_eq!(relay.uri(), format!("unix:{}/ram.sock", path.display()));
     let mut near = UnixStream::connect(relay.path()).await.unwrap();
     let error = soon(relay.status().failed()).await;
@@ -362,7 +367,8 @@ async fn a_socket_that_cannot_be_made_is_named() {
 
     let directory = tempfile::tempdir().unwrap();
     let never = connector(|_| async { Err(io::ErrorKind::Unsupported.into()) });
-    let start = |path: &Path| SourceRelay::start(path, Arc::clone(&never), Governor::default());
+    let start =
+        |path: &Path| SourceRelay::start(path, "ram.sock", Arc::clone(&never), Governor::default());
 
     let long = directory.path().join("x".repeat(120));
     let error = start(&long).unwrap_err();
@@ -385,4 +391,25 @@ async fn a_socket_that_cannot_be_made_is_named() {
         "the second relay must not remove the first one's socket"
     );
     relay.shutdown().await;
+}
+
+#[tokio::test]
+async fn two_relays_share_a_directory_that_goes_with_the_last_but_not_with_somebody_elses() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let never = connector(|_| async { Err(io::ErrorKind::Unsupported.into()) });
+    let path = directory.path().join("s");
+    let start =
+        |name: &str| SourceRelay::start(&path, name, Arc::clone(&never), Governor::default());
+    let (ram, nbd) = (start("ram.sock").unwrap(), start("nbd.sock").unwrap());
+    ram.shutdown().await;
+    assert!(nbd.path().exists());
+    nbd.shutdown().await;
+    assert!(!path.exists());
+
+    std::fs::create_dir(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = start("ram.sock").unwrap_err();
+    assert!(matches!(error, RelayError::Socket { .. }), "{error}");
 }

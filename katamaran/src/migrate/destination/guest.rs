@@ -1,10 +1,12 @@
 //! The incoming VM: compared with the source's, loaded, run, or destroyed.
 
+use crate::config::CommonConfig;
 use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Resumed, VmDescription};
 use crate::migrate::node::{Node, refused};
 use crate::migrate::progress::now_us;
+use crate::migrate::storage::drive::Drive;
 use crate::net::link::MacAddr;
 use crate::qmp::command::{
     AnnounceSelf, Capability, CapabilityState, Cont, MigrateIncoming, MigrateSetCapabilities,
@@ -13,6 +15,7 @@ use crate::qmp::command::{
 use crate::qmp::{EventName, Qmp};
 
 use super::delivery::Delivery;
+use super::storage;
 
 /// QEMU must wait for a VM and run none. `stop` while it waits clears its autostart
 /// (`qmp_stop()`, monitor/qmp-cmds.c), so that it can't run the VM before COMMIT, with or without `-S`.
@@ -35,8 +38,13 @@ pub(crate) async fn must_be_incoming(node: &Node) -> Result<(), MigrateError> {
     Ok(())
 }
 
-/// What must be the same on both nodes, compared before a byte moves. All differences at once.
-pub(crate) async fn compare(node: &Node, theirs: &VmDescription) -> Result<(), MigrateError> {
+/// What must be the same on both nodes, compared before a byte moves. All differences at once. Returns
+/// the drives that the source's are mirrored to.
+pub(crate) async fn compare(
+    node: &Node,
+    theirs: &VmDescription,
+    config: &CommonConfig,
+) -> Result<Vec<Drive>, MigrateError> {
     let mut problems = Vec::new();
     let mac = node.vm_mac().await?;
     if mac != MacAddr(theirs.mac) {
@@ -79,8 +87,17 @@ pub(crate) async fn compare(node: &Node, theirs: &VmDescription) -> Result<(), M
     if ours < theirs.qemu_version {
         tracing::warn!(source = ?theirs.qemu_version, here = ?ours, "QEMU is older here than on the source");
     }
+    let named = config.drive_ids.as_deref();
+    let drives = match storage::compare(node, theirs, config.shared_storage, named).await {
+        Ok(drives) => drives,
+        Err(MigrateError::Refused { problems: more }) => {
+            problems.extend(more);
+            Vec::new()
+        }
+        Err(error) => return Err(error),
+    };
     if problems.is_empty() {
-        Ok(())
+        Ok(drives)
     } else {
         Err(MigrateError::Refused { problems })
     }

@@ -2,10 +2,12 @@
 //! runs the VM on COMMIT and on nothing else.
 
 mod delivery;
+mod ending;
 mod guest;
 mod neighbours;
 mod session;
 mod stage;
+mod storage;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -97,7 +99,7 @@ async fn take_in(
         }
     };
     report.session = incoming.session;
-    let end = session::serve(node, incoming, progress, report, stop).await;
+    let end = session::serve(node, &config.common, incoming, progress, report, stop).await;
     // Nobody is served any more; a hung peer must not hold us up.
     if tokio::time::timeout(deadline::CONTROL_CLOSE, listener.shutdown())
         .await

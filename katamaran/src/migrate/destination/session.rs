@@ -1,25 +1,26 @@
 //! One session with a source: requests in, replies out, one at a time; and what QEMU, the
 //! relay or a signal have to say meanwhile.
 
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::config::CommonConfig;
 use crate::control::{
     ControlConnection, ControlError, Fault, FaultCode, RequestId, Requests, Server, Stream,
     StreamKind, Timing,
 };
-use crate::deadline;
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{
-    MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription, WireFrame,
+    MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription,
 };
 use crate::migrate::node::{Node, make_private, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::{Report, Role};
 use crate::migrate::rollback::UndoStack;
-use crate::net::packet::is_bait;
+use crate::migrate::storage::drive::Drive;
 use crate::net::tapfd::TapQueues;
 use crate::qmp::command::MigrationStatus;
 use crate::qmp::{Event, QmpError};
@@ -29,15 +30,11 @@ use crate::session_id::SessionId;
 use super::delivery::Delivery;
 use super::guest;
 use super::neighbours;
-use super::stage::{self, Stage};
+use super::stage::{self, Facts, Stage};
+use super::storage::Exported;
 
-/// Packets given back in one reply.
-const RETURN_BATCH: usize = 256;
 /// A source that asked for an abort comes back for the rest within this time.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
-/// Without a source to tell us, packets through the tunnel count as over after this long.
-const ORPHAN_QUIET: Duration = Duration::from_secs(5);
-const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a session ended.
 pub(crate) enum End {
@@ -51,31 +48,39 @@ pub(crate) enum End {
     GivenUp { reason: String },
 }
 
-struct Session<'a> {
+pub(super) struct Session<'a> {
     id: SessionId,
-    node: Node,
-    server: Server<MigrationProtocol>,
-    relay: Option<DestinationRelay>,
+    pub(super) node: Node,
+    pub(super) server: Server<MigrationProtocol>,
+    pub(super) relay: Option<DestinationRelay>,
+    /// How this node was started.
+    config: &'a CommonConfig,
+    /// Where sockets of this session are, once there is one.
+    directory: Option<PathBuf>,
+    /// What the source's drives are mirrored to.
+    drives: Vec<Drive>,
+    pub(super) exported: Option<Exported>,
     progress: &'a mut Progress,
-    report: &'a mut Report,
-    undo: UndoStack,
-    stage: Stage,
+    pub(super) report: &'a mut Report,
+    pub(super) undo: UndoStack,
+    pub(super) stage: Stage,
     vm: Option<VmDescription>,
-    delivery: Option<Delivery>,
+    pub(super) delivery: Option<Delivery>,
     loaded: bool,
     /// The VM runs here.
-    running: bool,
-    qemu_gone: bool,
+    pub(super) running: bool,
+    pub(super) qemu_gone: bool,
     /// Keeps the tap and its ring alive while held packets are given back.
-    held: Option<TapQueues>,
-    reason: Option<String>,
+    pub(super) held: Option<TapQueues>,
+    pub(super) reason: Option<String>,
     /// We found ourselves that it can't work, before anything was changed.
-    refused: bool,
+    pub(super) refused: bool,
 }
 
 /// Serves one source to the end, and undoes everything that was set up.
 pub(crate) async fn serve(
     node: Node,
+    config: &CommonConfig,
     mut connection: ControlConnection,
     progress: &mut Progress,
     report: &mut Report,
@@ -94,6 +99,10 @@ pub(crate) async fn serve(
         node,
         server,
         relay: None,
+        config,
+        directory: None,
+        drives: Vec::new(),
+        exported: None,
         progress,
         report,
         undo: UndoStack::default(),
@@ -153,7 +162,12 @@ impl Session<'_> {
     }
 
     async fn answer(&mut self, id: RequestId, request: Request) -> Result<(), ControlError> {
-        let next = match stage::next(self.stage, &request, self.loaded) {
+        let facts = Facts {
+            loaded: self.loaded,
+            mirrored: !self.drives.is_empty(),
+            exported: self.exported.is_some(),
+        };
+        let next = match stage::next(self.stage, &request, facts) {
             Ok(next) => next,
             Err(fault) => return self.server.reply(id, Err(fault)),
         };
@@ -196,7 +210,7 @@ impl Session<'_> {
                 })
             }
             Request::Prepare(vm) => {
-                guest::compare(&self.node, &vm).await?;
+                self.drives = guest::compare(&self.node, &vm, self.config).await?;
                 self.vm = Some(vm);
                 Ok(Reply::Prepared(Prepared {
                     qemu_version: self.node.qemu_version(),
@@ -216,6 +230,33 @@ impl Session<'_> {
                 self.report.buffer = Some(buffer);
                 self.delivery = Some(delivery);
                 Ok(Reply::Armed { buffer })
+            }
+            Request::Export => {
+                self.progress.begin("receive disks");
+                let directory = self.directory()?;
+                let exported =
+                    Exported::open(&self.node, &directory, &self.drives, &mut self.undo).await?;
+                self.exported = Some(exported);
+                Ok(Reply::Exported)
+            }
+            Request::Checksums {
+                drive,
+                first_block,
+                blocks,
+            } => {
+                let exported = self
+                    .exported
+                    .as_mut()
+                    .ok_or(MigrateError::OutOfStep { what: "Checksums" })?;
+                let checksums = exported.checksums(&drive, first_block, blocks).await?;
+                Ok(Reply::Checksums(checksums))
+            }
+            Request::CloseExport => {
+                if let Some(exported) = &mut self.exported {
+                    exported.close().await?;
+                }
+                self.exported = None;
+                Ok(Reply::ExportClosed)
             }
             Request::Incoming { multifd_channels } => {
                 self.progress.begin("receive RAM");
@@ -273,18 +314,27 @@ impl Session<'_> {
         }
     }
 
-    async fn receive_ram(&mut self, multifd_channels: u8) -> Result<(), MigrateError> {
+    /// The session's directory, which is made when it is needed first.
+    fn directory(&mut self) -> Result<PathBuf, MigrateError> {
+        if let Some(directory) = &self.directory {
+            return Ok(directory.clone());
+        }
         let directory = relay_directory(self.id, Role::Destination);
         make_private(&directory).map_err(|source| MigrateError::Directory {
             path: directory.clone(),
             source,
         })?;
-        let socket = directory.join("ram");
+        self.directory = Some(directory.clone());
+        let remove = directory.clone();
         self.undo
-            .cleanup("directory of QEMU's socket", move || async move {
-                std::fs::remove_dir_all(&directory)
-                    .map_err(|e| format!("{}: {e}", directory.display()))
+            .cleanup("directory of QEMU's sockets", move || async move {
+                std::fs::remove_dir_all(&remove).map_err(|e| format!("{}: {e}", remove.display()))
             });
+        Ok(directory)
+    }
+
+    async fn receive_ram(&mut self, multifd_channels: u8) -> Result<(), MigrateError> {
+        let socket = self.directory()?.join("ram");
         guest::listen(
             &self.node.qmp,
             format!("unix:{}", socket.display()),
@@ -295,10 +345,11 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A RAM stream of this session has arrived; it goes to QEMU.
+    /// A stream of this session has arrived; it goes to QEMU.
     async fn take_stream(&mut self, stream: Stream) {
-        match (&self.relay, stream.kind) {
-            (Some(relay), StreamKind::Ram) => relay.add(stream.index, stream.io).await,
+        match (&self.relay, &self.exported, stream.kind) {
+            (Some(relay), _, StreamKind::Ram) => relay.add(stream.index, stream.io).await,
+            (_, Some(exported), StreamKind::Nbd) => exported.add(stream).await,
             _ => tracing::warn!(kind = ?stream.kind, "a stream that nobody asked for is closed"),
         }
     }
@@ -359,121 +410,6 @@ impl Session<'_> {
             self.report.warnings.push(lost);
         } else {
             self.reason.get_or_insert(lost);
-        }
-    }
-
-    /// Held packets, oldest first. The incoming QEMU is ended with the first batch; the tap's ring
-    /// lives on behind a duplicate of its descriptor.
-    async fn give_back(&mut self) -> (Vec<WireFrame>, bool) {
-        if self.stage != Stage::Aborted {
-            self.destroy_incoming().await;
-        }
-        let Some(held) = &self.held else {
-            return (Vec::new(), false);
-        };
-        let frames = held.read_unread(RETURN_BATCH).unwrap_or_default();
-        let more = frames.len() == RETURN_BATCH;
-        let frames = frames
-            .iter()
-            .filter(|f| !is_bait(&f.frame))
-            .map(|f| WireFrame([&f.vnet_header.0[..], &f.frame].concat()))
-            .collect();
-        (frames, more)
-    }
-
-    /// At most one copy of the VM ever runs: before COMMIT ours is destroyed. A QEMU that was not asked to
-    /// receive anything yet is left as it was, for the next try.
-    async fn destroy_incoming(&mut self) {
-        if self.stage < Stage::Listening || self.stage >= Stage::Committed {
-            return;
-        }
-        self.held = self.duplicate_tap();
-        if let Some(delivery) = &self.delivery
-            && let Err(error) = delivery.release().await
-        {
-            tracing::warn!(
-                error = chain(&error),
-                "held packets could not be released into the tap"
-            );
-        }
-        self.qemu_gone = true;
-        if let Err(error) = guest::destroy(&self.node.qmp).await {
-            tracing::error!(error, "the incoming QEMU did not end: end it by hand");
-            self.report
-                .warnings
-                .push(format!("the incoming QEMU did not end: {error}"));
-        }
-    }
-
-    fn duplicate_tap(&self) -> Option<TapQueues> {
-        let pid = self.node.qemu_pid?;
-        let tap = crate::discover::tap(pid, Some(&self.node.tap.name)).ok()?;
-        TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).ok()
-    }
-
-    async fn clean_up(&mut self) {
-        if self.running
-            && let Some(delivery) = &self.delivery
-            && let Err(error) = delivery.keep().await
-        {
-            self.report.warnings.push(chain(&error));
-        }
-        if let Some(relay) = self.relay.take() {
-            relay.shutdown().await;
-        }
-        let undo = std::mem::take(&mut self.undo);
-        let undone = if self.running {
-            undo.commit().run(deadline::UNDO).await
-        } else {
-            undo.unwind(deadline::UNDO).await
-        };
-        self.report.cleanup.extend(undone);
-    }
-
-    /// The session is over, one way or another.
-    async fn close(mut self) -> End {
-        if matches!(self.stage, Stage::Committed | Stage::Finished) && !self.running {
-            self.clean_up().await;
-            self.server.close().await;
-            let reason = self.reason.unwrap_or_default();
-            return End::Undecided { reason };
-        }
-        if matches!(self.stage, Stage::Committed | Stage::Finished) {
-            if self.stage == Stage::Committed {
-                self.outlive_source().await;
-                self.clean_up().await;
-            }
-            self.server.close().await;
-            return End::Migrated;
-        }
-        if self.stage != Stage::Aborted {
-            self.destroy_incoming().await;
-        }
-        self.held = None;
-        self.clean_up().await;
-        self.server.close().await;
-        let reason = self.reason.unwrap_or_else(|| "the source left".to_owned());
-        if self.refused {
-            End::Refused { reason }
-        } else {
-            End::GivenUp { reason }
-        }
-    }
-
-    /// The source can't tell us any more when its last packet was redirected: deliver until none
-    /// has come for a while.
-    async fn outlive_source(&self) {
-        let Some(delivery) = &self.delivery else {
-            return;
-        };
-        let began = Instant::now();
-        let mut last = (delivery.arrived_through_tunnel(), Instant::now());
-        while last.1.elapsed() < ORPHAN_QUIET && began.elapsed() < ORPHAN_LIMIT {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let arrived = delivery.arrived_through_tunnel();
-            if arrived != last.0 {
-                last = (arrived, Instant::now());
-            }
         }
     }
 }

@@ -39,29 +39,47 @@ impl fmt::Display for Stage {
     }
 }
 
+/// What else decides about a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// QEMU has loaded the whole VM.
+    pub(crate) loaded: bool,
+    /// The source mirrors drives.
+    pub(crate) mirrored: bool,
+    /// The drives are exported: somebody may write to them.
+    pub(crate) exported: bool,
+}
+
 /// The stage that `request` leads to from `stage`.
 ///
 /// # Errors
 /// A request that must not come now; the fault names it and the stage.
-pub(crate) fn next(stage: Stage, request: &Request, loaded: bool) -> Result<Stage, Fault> {
+pub(crate) fn next(stage: Stage, request: &Request, facts: Facts) -> Result<Stage, Fault> {
     let wrong = || {
         Err(Fault::new(
             FaultCode::WrongState,
             format!("{} is not for a destination that is {stage}", name(request)),
         ))
     };
+    let refused = |why: &str| Err(Fault::new(FaultCode::WrongState, why));
     match (request, stage) {
         (Request::Hello { .. }, Stage::Connected) => Ok(Stage::Greeted),
         (Request::Prepare(_), Stage::Greeted) => Ok(Stage::Prepared),
         (Request::Arm(_), Stage::Prepared) => Ok(Stage::Armed),
+        (Request::Export, Stage::Armed) if facts.mirrored && !facts.exported => Ok(Stage::Armed),
+        (Request::Incoming { .. }, Stage::Armed) if facts.mirrored && !facts.exported => {
+            refused("RAM before the drives are exported: refused")
+        }
         (Request::Incoming { .. }, Stage::Armed) => Ok(Stage::Listening),
         (Request::Block, Stage::Listening) => Ok(Stage::Blocked),
         (Request::Inject { .. }, Stage::Blocked) => Ok(Stage::Blocked),
-        (Request::Commit, Stage::Blocked) if loaded => Ok(Stage::Committed),
-        (Request::Commit, Stage::Blocked) => Err(Fault::new(
-            FaultCode::WrongState,
-            "COMMIT before the VM has arrived: refused",
-        )),
+        (Request::Checksums { .. }, Stage::Blocked) if facts.exported => Ok(Stage::Blocked),
+        (Request::CloseExport, Stage::Blocked) if facts.exported => Ok(Stage::Blocked),
+        (Request::Commit, Stage::Blocked) if facts.exported => {
+            refused("COMMIT while the drives are exported: refused")
+        }
+        (Request::Commit, Stage::Blocked) if facts.loaded => Ok(Stage::Committed),
+        (Request::Commit, Stage::Blocked) => refused("COMMIT before the VM has arrived: refused"),
         (Request::Reconcile { .. }, Stage::Committed) => Ok(Stage::Committed),
         (Request::Finish { .. }, Stage::Committed) => Ok(Stage::Finished),
         // An abort that lost a race with COMMIT must not stop a VM that runs here.
@@ -76,6 +94,9 @@ fn name(request: &Request) -> &'static str {
         Request::Hello { .. } => "Hello",
         Request::Prepare(_) => "Prepare",
         Request::Arm(_) => "Arm",
+        Request::Export => "Export",
+        Request::Checksums { .. } => "Checksums",
+        Request::CloseExport => "CloseExport",
         Request::Incoming { .. } => "Incoming",
         Request::Block => "Block",
         Request::Inject { .. } => "Inject",
@@ -98,21 +119,31 @@ mod tests {
         }
     }
 
+    const NOTHING: Facts = Facts {
+        loaded: false,
+        mirrored: false,
+        exported: false,
+    };
+    const LOADED: Facts = Facts {
+        loaded: true,
+        ..NOTHING
+    };
+
     #[test]
     fn a_good_migration_goes_through_every_stage_in_order() {
         let incoming = Request::Incoming {
             multifd_channels: 0,
         };
         assert_eq!(
-            next(Stage::Armed, &incoming, false).unwrap(),
+            next(Stage::Armed, &incoming, NOTHING).unwrap(),
             Stage::Listening
         );
         assert_eq!(
-            next(Stage::Listening, &Request::Block, false).unwrap(),
+            next(Stage::Listening, &Request::Block, NOTHING).unwrap(),
             Stage::Blocked
         );
         assert_eq!(
-            next(Stage::Blocked, &Request::Commit, true).unwrap(),
+            next(Stage::Blocked, &Request::Commit, LOADED).unwrap(),
             Stage::Committed
         );
         let summary = Summary {
@@ -122,17 +153,63 @@ mod tests {
         };
         let finish = Request::Finish { summary };
         assert_eq!(
-            next(Stage::Committed, &finish, true).unwrap(),
+            next(Stage::Committed, &finish, LOADED).unwrap(),
             Stage::Finished
         );
     }
 
     #[test]
     fn the_vm_is_never_run_before_it_has_arrived_nor_twice() {
-        assert!(next(Stage::Blocked, &Request::Commit, false).is_err());
-        assert!(next(Stage::Listening, &Request::Commit, true).is_err());
-        assert!(next(Stage::Committed, &Request::Commit, true).is_err());
-        assert!(next(Stage::Aborted, &Request::Commit, true).is_err());
+        assert!(next(Stage::Blocked, &Request::Commit, NOTHING).is_err());
+        assert!(next(Stage::Listening, &Request::Commit, LOADED).is_err());
+        assert!(next(Stage::Committed, &Request::Commit, LOADED).is_err());
+        assert!(next(Stage::Aborted, &Request::Commit, LOADED).is_err());
+    }
+
+    #[test]
+    fn drives_are_exported_before_ram_and_closed_before_commit() {
+        let facts = |exported| Facts {
+            loaded: true,
+            mirrored: true,
+            exported,
+        };
+        let (closed, open) = (facts(false), facts(true));
+        let incoming = Request::Incoming {
+            multifd_channels: 0,
+        };
+        assert!(next(Stage::Armed, &incoming, closed).is_err());
+        assert_eq!(
+            next(Stage::Armed, &Request::Export, closed).unwrap(),
+            Stage::Armed
+        );
+        assert!(
+            next(Stage::Armed, &Request::Export, open).is_err(),
+            "only once"
+        );
+        assert_eq!(
+            next(Stage::Armed, &incoming, open).unwrap(),
+            Stage::Listening
+        );
+        assert!(next(Stage::Listening, &Request::CloseExport, open).is_err());
+        let fault = next(Stage::Blocked, &Request::Commit, open).unwrap_err();
+        assert!(fault.message.contains("exported"), "{fault}");
+        assert_eq!(
+            next(Stage::Blocked, &Request::CloseExport, open).unwrap(),
+            Stage::Blocked
+        );
+        assert_eq!(
+            next(Stage::Blocked, &Request::Commit, closed).unwrap(),
+            Stage::Committed
+        );
+        assert!(next(Stage::Blocked, &Request::CloseExport, closed).is_err());
+    }
+
+    #[test]
+    fn without_drives_to_mirror_nothing_is_exported() {
+        for stage in [Stage::Prepared, Stage::Armed, Stage::Listening] {
+            assert!(next(stage, &Request::Export, LOADED).is_err());
+        }
+        assert!(next(Stage::Blocked, &Request::CloseExport, LOADED).is_err());
     }
 
     #[test]
@@ -146,16 +223,16 @@ mod tests {
             Stage::Blocked,
             Stage::Aborted,
         ] {
-            assert_eq!(next(stage, &abort(), true).unwrap(), Stage::Aborted);
+            assert_eq!(next(stage, &abort(), LOADED).unwrap(), Stage::Aborted);
         }
         for stage in [Stage::Committed, Stage::Finished] {
-            assert!(next(stage, &abort(), true).is_err());
+            assert!(next(stage, &abort(), LOADED).is_err());
         }
     }
 
     #[test]
     fn a_wrong_request_is_named_with_the_stage() {
-        let fault = next(Stage::Connected, &Request::Block, false).unwrap_err();
+        let fault = next(Stage::Connected, &Request::Block, NOTHING).unwrap_err();
         assert!(fault.message.contains("Block") && fault.message.contains("connected"));
     }
 }

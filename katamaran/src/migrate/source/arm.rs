@@ -19,6 +19,7 @@ use crate::qmp::Event;
 use super::Run;
 use super::hooks::Hooks;
 use super::prepare::Prepared;
+use super::storage::Mirror;
 
 /// Transmit queue of the tunnel device, in packets.
 const TUNNEL_QUEUE: u32 = 16_384;
@@ -28,6 +29,8 @@ pub(crate) struct Armed {
     pub(crate) prepared: Prepared,
     pub(crate) hooks: Option<Hooks>,
     pub(crate) watch: Arc<Mutex<TapWatch>>,
+    /// The drives' mirrors, from the end of their copy to the hand-over.
+    pub(crate) mirror: Option<Mirror>,
     /// We have told QEMU to stop the VM.
     pub(crate) stopped: Arc<AtomicBool>,
     /// QEMU has stopped the VM by itself.
@@ -78,6 +81,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         prepared,
         hooks,
         watch,
+        mirror: None,
         stopped: Arc::new(AtomicBool::new(false)),
         early_stop: None,
     })

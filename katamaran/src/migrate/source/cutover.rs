@@ -23,6 +23,7 @@ use super::finish::{Committed, Running};
 use super::peer::{bad_news, cause_of};
 use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
+use super::storage::{self, HandedOver};
 
 /// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
 const DRAIN_BUDGET: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ const DRAIN_CONFIRM: Duration = Duration::from_micros(200);
 pub(crate) struct Paused {
     pub(crate) armed: Armed,
     pub(crate) moments: Moments,
+    /// The drives that were mirrored are the destination's.
+    pub(crate) drives: Option<HandedOver>,
 }
 
 /// When things happened.
@@ -54,6 +57,9 @@ pub(crate) struct Moments {
 
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
     run.check_interrupt()?;
+    if let Some(mirror) = &ready.armed.mirror {
+        mirror.confirm_in_step().await?;
+    }
     match ready
         .armed
         .prepared
@@ -86,6 +92,19 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     };
     run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
     ready.governor.set(Pace::Full);
+    let drives = match ready.armed.mirror.take() {
+        Some(mirror) => {
+            let handed_over =
+                storage::hand_over(mirror, &mut ready.armed, run, &ready.relay, moments.flip);
+            match handed_over.await {
+                Ok(handed_over) => Some(handed_over),
+                Err(error) => {
+                    return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
+                }
+            }
+        }
+        None => None,
+    };
     if let Err(error) = wait_until_loaded(&mut ready.armed, run, &ready.relay).await {
         return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
     }
@@ -93,6 +112,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     Ok(Paused {
         armed: ready.armed,
         moments,
+        drives,
     })
 }
 
@@ -225,7 +245,7 @@ impl Paused {
     /// The one irrevocable step. A request that never left this node changes nothing; after any other
     /// failure the destination may run the VM, and no error comes out of here that could resume it.
     pub(crate) async fn commit(self, run: &mut Run) -> Result<Committed, MigrateError> {
-        tracing::info!("COMMIT");
+        tracing::info!(drives_handed_over = self.drives.is_some(), "COMMIT");
         let asked = self
             .armed
             .prepared

@@ -16,6 +16,7 @@ mod peer;
 mod precopy;
 mod prepare;
 mod recover;
+mod storage;
 
 pub(crate) use finish::drop_records;
 pub(crate) use recover::inject;
@@ -83,6 +84,8 @@ async fn until_commit(run: &mut Run) -> Result<finish::Committed, MigrateError> 
     };
     run.progress.begin("arm");
     let armed = arm::arm(prepared, run).await?;
+    run.check_interrupt()?;
+    let armed = storage::mirror(armed, run).await?;
     run.check_interrupt()?;
     run.progress.begin("copy RAM");
     let ready = precopy::copy(armed, run).await?;

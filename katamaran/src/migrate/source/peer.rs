@@ -38,16 +38,18 @@ impl Peer {
     }
 }
 
-/// When the other node or its QEMU dies, the stream of RAM breaks at several places at once, and any of
+/// When the other node or its QEMU dies, the streams of RAM and drives break at several places at once, and any of
 /// them may be the first to notice. The other node knows why, or is gone itself: it has a moment to tell.
 pub(crate) async fn cause_of(
     notices: &mut Notices<MigrationProtocol>,
     symptom: MigrateError,
 ) -> MigrateError {
-    if !matches!(
-        symptom,
-        MigrateError::Relay { .. } | MigrateError::MigrationEnded { .. }
-    ) {
+    let may_be_a_symptom = match &symptom {
+        MigrateError::Relay { .. } | MigrateError::MigrationEnded { .. } => true,
+        MigrateError::Storage(error) => error.may_be_a_symptom(),
+        _ => false,
+    };
+    if !may_be_a_symptom {
         return symptom;
     }
     let told = tokio::time::timeout(deadline::CAUSE, async {
@@ -64,7 +66,10 @@ pub(crate) async fn cause_of(
     });
     match told.await {
         Ok(cause) => {
-            tracing::warn!(symptom = chain(&symptom), "the stream of RAM broke");
+            tracing::warn!(
+                symptom = chain(&symptom),
+                "what travels to the other node broke"
+            );
             cause
         }
         Err(_silent) => symptom,

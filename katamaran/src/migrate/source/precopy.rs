@@ -11,10 +11,10 @@ use crate::migrate::report::Ram;
 use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{
     Capability, CapabilityState, Migrate, MigrateSetCapabilities, MigrateSetParameters,
-    MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateParameters,
-    QueryStatus, RunState,
+    MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateCapabilities,
+    QueryMigrateParameters, QueryStatus, RunState,
 };
-use crate::qmp::{Event, EventName};
+use crate::qmp::{Event, EventName, Qmp};
 use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay, connector};
 
 use crate::control::Preamble;
@@ -25,6 +25,7 @@ use super::Run;
 use super::arm::Armed;
 use super::peer::{bad_news, cause_of};
 use super::recover::GiveBack;
+use super::storage;
 
 /// QEMU's guard: it may switch over by itself only when this much would be left to do.
 const GUARD_DOWNTIME_MS: u64 = 1;
@@ -84,7 +85,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
             source,
         })?;
     }
-    let relay = SourceRelay::start(&directory, dial, governor.clone())
+    let relay = SourceRelay::start(&directory, "ram.sock", dial, governor.clone())
         .doing("open the socket for QEMU's stream")?;
     let (uri, status) = (relay.uri(), relay.status().clone());
     run.undo.cleanup("RAM relay", move || async move {
@@ -120,12 +121,14 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
         .await
         .doing("ask for migration parameters")?;
     let switch = |capability, state| CapabilityState { capability, state };
-    let mut capabilities = vec![
+    let capabilities = vec![
         switch(Capability::Events, true),
         switch(Capability::Multifd, run.config.multifd_channels > 0),
         switch(Capability::AutoConverge, run.config.auto_converge),
+        // Between the stop and QEMU's letting go of its disks: the time to hand the drives over.
+        switch(Capability::PauseBeforeSwitchover, armed.mirror.is_some()),
     ];
-    capabilities.retain(|c| c.state || c.capability != Capability::Events);
+    restore_capabilities(qmp, &capabilities, run).await?;
     qmp.execute(MigrateSetCapabilities { capabilities })
         .await
         .doing("set migration capabilities")?;
@@ -160,6 +163,31 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
     qmp.execute(MigrateSetParameters::from(parameters))
         .await
         .doing("set migration parameters")?;
+    Ok(())
+}
+
+/// On an abort the switches are put back: the next migration of this VM may be somebody else's.
+async fn restore_capabilities(
+    qmp: &Qmp,
+    changed: &[CapabilityState],
+    run: &mut Run,
+) -> Result<(), MigrateError> {
+    let mut before = qmp
+        .execute(QueryMigrateCapabilities)
+        .await
+        .doing("ask for migration capabilities")?;
+    before.retain(|b| changed.iter().any(|c| c.capability == b.capability));
+    let qmp = qmp.clone();
+    run.undo
+        .on_abort("QEMU's migration capabilities", move || async move {
+            let restore = MigrateSetCapabilities {
+                capabilities: before,
+            };
+            match qmp.execute(restore).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(crate::migrate::error::chain(&error)),
+            }
+        });
     Ok(())
 }
 
@@ -271,6 +299,7 @@ async fn wait(
             None => Err(MigrateError::OutOfStep { what: "the RAM stream" }),
         },
         error = relay.failed() => Err(error).doing("carry the RAM stream"),
+        error = storage::failed(armed.mirror.as_ref()) => Err(error),
         () = tokio::time::sleep(poll) => Ok(()),
     }
 }

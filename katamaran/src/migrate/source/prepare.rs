@@ -9,10 +9,12 @@ use crate::deadline;
 use crate::ebpf;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{
-    MigrationProtocol, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Tunnel, VXLAN_PORT,
-    VmDescription,
+    MigrationProtocol, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Storage, Tunnel,
+    VXLAN_PORT, VmDescription,
 };
 use crate::migrate::node::{Node, encapsulation_overhead, refused};
+use crate::migrate::storage::PREFIX;
+use crate::migrate::storage::drive::{self, Drive};
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::route::Underlay;
 use crate::qmp::command::{self, RunState};
@@ -31,7 +33,9 @@ pub(crate) struct Prepared {
     /// How to reach the destination, one per family.
     pub(crate) underlays: Vec<Underlay>,
     pub(crate) tunnel: Tunnel,
-    /// Where RAM streams are dialled.
+    /// The drives to mirror.
+    pub(crate) drives: Vec<Drive>,
+    /// Where streams of RAM and of drives are dialled.
     pub(crate) dialer: Dialer,
 }
 
@@ -44,6 +48,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let hook = find_hook(run, &node, mac).await?;
     let underlays = find_underlays(run, &node).await?;
     let tunnel = choose_tunnel(run, &node, &underlays)?;
+    let drives = find_drives(run, &node).await?;
 
     let destination = SocketAddr::new(config.dest_ips[0], config.common.port);
     let dialer = Dialer::new(destination, plaintext());
@@ -54,7 +59,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;
-    let theirs = describe_vm(run, &node, &peer, mac).await?;
+    let theirs = describe_vm(run, &node, &peer, mac, &drives).await?;
     tracing::info!(
         tap = %node.tap.name,
         hook = %hook.name,
@@ -62,6 +67,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         destination_tap = %theirs.tap,
         destination_kernel = %theirs.kernel,
         tunnel = ?tunnel,
+        drives = drives.len(),
         "both nodes are ready"
     );
     Ok(Prepared {
@@ -72,6 +78,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         hook,
         underlays,
         tunnel,
+        drives,
         dialer,
     })
 }
@@ -103,6 +110,39 @@ async fn check_vm_is_free(node: &Node) -> Result<(), MigrateError> {
             "the VM is being migrated already (QEMU says {status})"
         ))),
     }
+}
+
+/// The drives to mirror, none of which may be busy with something else.
+async fn find_drives(run: &Run, node: &Node) -> Result<Vec<Drive>, MigrateError> {
+    let config = &run.config.common;
+    if config.shared_storage {
+        return Ok(Vec::new());
+    }
+    let disks = node
+        .qmp
+        .execute(command::QueryBlock)
+        .await
+        .doing("ask for the VM's drives")?;
+    let drives = drive::choose(config.drive_ids.as_deref(), &disks)
+        .map_err(|problems| MigrateError::Refused { problems })?;
+    let jobs = node
+        .qmp
+        .execute(command::QueryBlockJobs)
+        .await
+        .doing("ask for block jobs")?;
+    // Those of an earlier run of ours are removed before new ones are started.
+    let others: Vec<String> = jobs
+        .iter()
+        .filter(|job| !job.device.starts_with(PREFIX))
+        .map(|job| format!("{} ({}, {})", job.device, job.kind, job.status))
+        .collect();
+    if !drives.is_empty() && !others.is_empty() {
+        return Err(refused(format!(
+            "QEMU runs block jobs: {}; wait for them or cancel them, then retry",
+            others.join(", ")
+        )));
+    }
+    Ok(drives)
 }
 
 async fn find_hook(run: &Run, node: &Node, mac: MacAddr) -> Result<LinkInfo, MigrateError> {
@@ -209,6 +249,7 @@ async fn describe_vm(
     node: &Node,
     peer: &Peer,
     mac: MacAddr,
+    drives: &[Drive],
 ) -> Result<PeerPrepared, MigrateError> {
     let (machine_type, ram_bytes, vcpus) = node.shape().await;
     let addresses: Vec<IpAddr> = run.config.vm_ips.clone();
@@ -220,6 +261,11 @@ async fn describe_vm(
         machine_type,
         vcpus,
         qemu_version: node.qemu_version(),
+        storage: match run.config.common.shared_storage {
+            true => Storage::Shared,
+            false => Storage::Mirrored,
+        },
+        drives: drives.iter().map(|d| d.description.clone()).collect(),
     };
     match peer
         .ask(

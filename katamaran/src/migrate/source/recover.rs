@@ -24,6 +24,7 @@ use super::cutover::{Moments, ms_since, write_us};
 use super::hooks::Hooks;
 use super::peer::Peer;
 use super::precopy::observe_tap;
+use super::storage::{Mirror, Residue};
 
 /// More than any ring holds that we lengthen.
 const FRAMES_MAX: usize = 200_000;
@@ -244,6 +245,7 @@ pub(crate) fn batches(frames: Vec<WireFrame>) -> Vec<Vec<WireFrame>> {
 pub(crate) struct GiveBack {
     qmp: Qmp,
     peer: Peer,
+    drives: Option<Residue>,
     hooks: Option<Hooks>,
     watch: SharedWatch,
     stopped: Arc<AtomicBool>,
@@ -257,6 +259,7 @@ impl GiveBack {
         Self {
             qmp: node.qmp.clone(),
             peer: armed.prepared.peer.clone(),
+            drives: armed.mirror.as_ref().map(Mirror::residue),
             hooks: armed.hooks.clone(),
             watch: armed.watch.clone(),
             stopped: armed.stopped.clone(),
@@ -269,6 +272,10 @@ impl GiveBack {
     /// then is the redirect turned off, so that what comes directly comes after them.
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
+        // QEMU answers nothing while it waits for a destination's drive that is gone.
+        if let Some(drives) = &self.drives {
+            drives.cut().await;
+        }
         if let Err(error) = self.qmp.execute(MigrateCancel).await {
             problems.push(chain(&error));
         }

@@ -1,9 +1,11 @@
-//! Queries about disks.
+//! Disks: what the guest has, and block nodes of our own.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::commands;
+use super::{Done, commands};
 use crate::deadline;
 
 /// Asks for the guest's disks.
@@ -26,6 +28,40 @@ impl BlockInfo {
     #[must_use]
     pub fn node_name(&self) -> Option<&str> {
         self.inserted.as_ref()?.get("node-name")?.as_str()
+    }
+
+    /// Whether `id` names this disk: the back end, the node at its top, or the device that the guest
+    /// sees, by the id that it was given on the command line.
+    #[must_use]
+    pub fn is_called(&self, id: &str) -> bool {
+        !id.is_empty()
+            && (self.device == id || self.node_name() == Some(id) || self.device_id() == Some(id))
+    }
+
+    /// The front end's id. `qdev` is that id, or a path where the disk is a part of the device:
+    /// `/machine/peripheral/ID/virtio-backend`.
+    #[must_use]
+    pub fn device_id(&self) -> Option<&str> {
+        let qdev = self.qdev.as_deref()?;
+        match qdev.strip_prefix("/machine/peripheral/") {
+            Some(path) => path.split('/').next(),
+            None => qdev.rsplit('/').next(),
+        }
+        .filter(|id| !id.is_empty())
+    }
+
+    /// What to call this disk when nobody has named it.
+    #[must_use]
+    pub fn best_name(&self) -> &str {
+        [
+            Some(self.device.as_str()),
+            self.device_id(),
+            self.node_name(),
+        ]
+        .into_iter()
+        .flatten()
+        .find(|name| !name.is_empty())
+        .unwrap_or("(without a name)")
     }
 
     /// The file or URL that the medium is in.
@@ -57,6 +93,118 @@ impl BlockInfo {
     }
 }
 
+/// Asks for every block node, with or without a device on it.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueryNamedBlockNodes {
+    /// Leave out what each node is built on.
+    pub flat: bool,
+}
+
+/// A block node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockNodeInfo {
+    /// Its name.
+    pub node_name: Option<String>,
+    /// Its driver.
+    pub drv: String,
+    /// The file or URL that it is on.
+    pub file: Option<String>,
+}
+
+/// Adds a node that is a drive of an NBD server.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevAddNbd {
+    driver: &'static str,
+    /// The node's name: at most 31 characters.
+    pub node_name: String,
+    /// Where the server listens.
+    pub server: UnixAddress,
+    /// The name that the server exports the drive under.
+    pub export: String,
+    discard: &'static str,
+}
+
+impl BlockdevAddNbd {
+    /// The drive `export` of the server at `path`. Discarded and zeroed ranges are passed on as such.
+    #[must_use]
+    pub fn new(node_name: String, path: PathBuf, export: String) -> Self {
+        Self {
+            driver: "nbd",
+            node_name,
+            server: UnixAddress { kind: "unix", path },
+            export,
+            discard: "unmap",
+        }
+    }
+}
+
+/// A unix socket.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnixAddress {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// Removes a node that nothing uses.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevDel {
+    /// The node's name.
+    pub node_name: String,
+}
+
 commands! {
     QueryBlock = "query-block", within deadline::QMP_QUICK => Vec<BlockInfo>;
+    QueryNamedBlockNodes = "query-named-block-nodes", within deadline::QMP_QUICK => Vec<BlockNodeInfo>;
+    BlockdevAddNbd = "blockdev-add", within deadline::QMP_BLOCK => Done;
+    BlockdevDel = "blockdev-del", within deadline::QMP_BLOCK => Done;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn info(device: &str, qdev: Option<&str>, node: &str) -> BlockInfo {
+        BlockInfo {
+            device: device.into(),
+            qdev: qdev.map(Into::into),
+            inserted: Some(json!({"node-name": node})),
+        }
+    }
+
+    #[test]
+    fn a_disk_answers_to_its_back_end_its_node_and_its_device() {
+        let old = info(
+            "drive-virtio-disk0",
+            Some("/machine/peripheral/virtio-disk0/virtio-backend"),
+            "#block123",
+        );
+        for id in ["drive-virtio-disk0", "virtio-disk0", "#block123"] {
+            assert!(old.is_called(id), "{id}");
+        }
+        for id in ["", "virtio-backend", "disk0", "drive-virtio-disk"] {
+            assert!(!old.is_called(id), "{id}");
+        }
+        let new = info("", Some("scsi0"), "root");
+        assert!(new.is_called("scsi0") && new.is_called("root") && !new.is_called(""));
+        assert_eq!(new.best_name(), "scsi0");
+    }
+
+    #[test]
+    fn an_nbd_node_is_asked_for_as_qemu_wants_it() {
+        let add = BlockdevAddNbd::new("n0".into(), "/run/x".into(), "disk".into());
+        assert_eq!(
+            serde_json::to_value(add).unwrap(),
+            json!({
+                "driver": "nbd", "node-name": "n0", "export": "disk", "discard": "unmap",
+                "server": {"type": "unix", "path": "/run/x"},
+            })
+        );
+    }
 }

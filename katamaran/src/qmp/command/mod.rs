@@ -4,8 +4,10 @@
 //! rest; what not every QEMU from 6.2 on reports is an `Option`.
 
 mod block;
+mod job;
 mod machine;
 mod migration;
+mod nbd;
 mod run;
 
 use std::time::Duration;
@@ -13,7 +15,14 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use block::{BlockInfo, QueryBlock};
+pub use block::{
+    BlockInfo, BlockNodeInfo, BlockdevAddNbd, BlockdevDel, QueryBlock, QueryNamedBlockNodes,
+    UnixAddress,
+};
+pub use job::{
+    BlockJobCancel, BlockJobChange, BlockJobInfo, BlockJobSetSpeed, BlockdevMirror, CopyMode,
+    JobDismiss, JobStatus, QueryBlockJobs,
+};
 pub use machine::{
     CommandInfo, CpuInfo, MachineInfo, MemorySize, QomGet, QueryCommands, QueryCpusFast,
     QueryMachines, QueryMemorySizeSummary, QueryRxFilter, QueryVersion, RxFilter,
@@ -23,6 +32,10 @@ pub use migration::{
     MigrateIncoming, MigrateSetCapabilities, MigrateSetParameters, MigrationInfo,
     MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateCapabilities,
     QueryMigrateParameters, RamProgress,
+};
+pub use nbd::{
+    BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart, NbdServerStop,
+    QueryBlockExports, ServerAddress,
 };
 pub use run::{AnnounceSelf, Cont, QueryStatus, Quit, RunState, Status, Stop};
 

@@ -1,0 +1,139 @@
+//! How a session ends: held packets are given back, the incoming VM is destroyed, everything is undone.
+
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::migrate::error::chain;
+use crate::migrate::message::WireFrame;
+use crate::net::packet::is_bait;
+use crate::net::tapfd::TapQueues;
+
+use super::guest;
+use super::session::{End, Session};
+use super::stage::Stage;
+
+/// Packets given back in one reply.
+const RETURN_BATCH: usize = 256;
+/// Without a source to tell us, packets through the tunnel count as over after this long.
+const ORPHAN_QUIET: Duration = Duration::from_secs(5);
+const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
+
+impl Session<'_> {
+    /// Held packets, oldest first. The incoming QEMU is ended with the first batch; the tap's ring
+    /// lives on behind a duplicate of its descriptor.
+    pub(super) async fn give_back(&mut self) -> (Vec<WireFrame>, bool) {
+        if self.stage != Stage::Aborted {
+            self.destroy_incoming().await;
+        }
+        let Some(held) = &self.held else {
+            return (Vec::new(), false);
+        };
+        let frames = held.read_unread(RETURN_BATCH).unwrap_or_default();
+        let more = frames.len() == RETURN_BATCH;
+        let frames = frames
+            .iter()
+            .filter(|f| !is_bait(&f.frame))
+            .map(|f| WireFrame([&f.vnet_header.0[..], &f.frame].concat()))
+            .collect();
+        (frames, more)
+    }
+
+    /// At most one copy of the VM ever runs: before COMMIT ours is destroyed. A QEMU that was not asked to
+    /// receive anything yet is left as it was, for the next try.
+    async fn destroy_incoming(&mut self) {
+        if self.stage < Stage::Listening || self.stage >= Stage::Committed {
+            return;
+        }
+        self.held = self.duplicate_tap();
+        if let Some(delivery) = &self.delivery
+            && let Err(error) = delivery.release().await
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "held packets could not be released into the tap"
+            );
+        }
+        self.qemu_gone = true;
+        if let Err(error) = guest::destroy(&self.node.qmp).await {
+            tracing::error!(error, "the incoming QEMU did not end: end it by hand");
+            self.report
+                .warnings
+                .push(format!("the incoming QEMU did not end: {error}"));
+        }
+    }
+
+    fn duplicate_tap(&self) -> Option<TapQueues> {
+        let pid = self.node.qemu_pid?;
+        let tap = crate::discover::tap(pid, Some(&self.node.tap.name)).ok()?;
+        TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).ok()
+    }
+
+    pub(super) async fn clean_up(&mut self) {
+        if self.running
+            && let Some(delivery) = &self.delivery
+            && let Err(error) = delivery.keep().await
+        {
+            self.report.warnings.push(chain(&error));
+        }
+        if let Some(relay) = self.relay.take() {
+            relay.shutdown().await;
+        }
+        if let Some(mut exported) = self.exported.take() {
+            exported.cut().await;
+        }
+        let undo = std::mem::take(&mut self.undo);
+        let undone = if self.running {
+            undo.commit().run(deadline::UNDO).await
+        } else {
+            undo.unwind(deadline::UNDO).await
+        };
+        self.report.cleanup.extend(undone);
+    }
+
+    /// The session is over, one way or another.
+    pub(super) async fn close(mut self) -> End {
+        if matches!(self.stage, Stage::Committed | Stage::Finished) && !self.running {
+            self.clean_up().await;
+            self.server.close().await;
+            let reason = self.reason.unwrap_or_default();
+            return End::Undecided { reason };
+        }
+        if matches!(self.stage, Stage::Committed | Stage::Finished) {
+            if self.stage == Stage::Committed {
+                self.outlive_source().await;
+                self.clean_up().await;
+            }
+            self.server.close().await;
+            return End::Migrated;
+        }
+        if self.stage != Stage::Aborted {
+            self.destroy_incoming().await;
+        }
+        self.held = None;
+        self.clean_up().await;
+        self.server.close().await;
+        let reason = self.reason.unwrap_or_else(|| "the source left".to_owned());
+        if self.refused {
+            End::Refused { reason }
+        } else {
+            End::GivenUp { reason }
+        }
+    }
+
+    /// The source can't tell us any more when its last packet was redirected: deliver until none
+    /// has come for a while.
+    async fn outlive_source(&self) {
+        let Some(delivery) = &self.delivery else {
+            return;
+        };
+        let began = Instant::now();
+        let mut last = (delivery.arrived_through_tunnel(), Instant::now());
+        while last.1.elapsed() < ORPHAN_QUIET && began.elapsed() < ORPHAN_LIMIT {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let arrived = delivery.arrived_through_tunnel();
+            if arrived != last.0 {
+                last = (arrived, Instant::now());
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The hand-over, while the VM is stopped: each drive becomes the destination's, whole.
+//!
+//! ```text
+//!   a  every job is told to end gracefully; each has to be concluded, without an error, nothing missing
+//!      (meanwhile the rest of the RAM goes over, and QEMU pauses in pre-switchover)
+//!   b  our nodes are removed: the last connection to the destination's drives is gone
+//!   c  the backlog of each drive, 0, goes into the report
+//!   d  with --verify-storage, both nodes' drives are compared
+//!   e  the destination closes its exports
+//!   f  only then QEMU may go on: it lets go of its disks, the destination's QEMU takes its own
+//! ```
+//!
+//! N.B. the order is the point. A job that lives when QEMU lets go of its disks crashes it, or loses
+//! what was acknowledged; an export that is open when the destination takes its disks keeps it from that.
+
+use std::time::Instant;
+
+use crate::deadline;
+use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::message::{Reply, Request};
+use crate::migrate::storage::StorageError;
+use crate::qmp::Event;
+use crate::qmp::command::{
+    BlockJobCancel, BlockdevDel, JobDismiss, MigrateContinue, MigrationStatus, QueryMigrate,
+};
+use crate::relay::RelayStatus;
+
+use super::{Mirror, verify};
+use crate::migrate::source::Run;
+use crate::migrate::source::arm::Armed;
+use crate::migrate::source::cutover::ms_since;
+use crate::migrate::source::peer::bad_news;
+
+/// No job lives, no export is open, every drive is the destination's. Made by [`hand_over`] alone.
+#[derive(Debug)]
+pub(crate) struct HandedOver(());
+
+/// Hands every drive over and lets QEMU go on with the migration. The VM is stopped; RAM flows.
+pub(crate) async fn hand_over(
+    mirror: Mirror,
+    armed: &mut Armed,
+    run: &mut Run,
+    relay: &RelayStatus,
+    flip: Instant,
+) -> Result<HandedOver, MigrateError> {
+    let within = deadline::SWITCHOVER;
+    let end = tokio::time::Instant::now() + within;
+    // The events may have told it already, to somebody else.
+    let mut held = is_held(armed).await?;
+    let mut ended = false;
+    {
+        let ending = mirror.end();
+        tokio::pin!(ending);
+        while !(ended && held) {
+            tokio::select! {
+                biased;
+                result = &mut ending, if !ended => {
+                    result?;
+                    ended = true;
+                    run.report.cutover.disks_ended_ms = Some(ms_since(flip));
+                }
+                event = armed.prepared.node.events.recv(), if !held => {
+                    held = is_pre_switchover(&event.doing("watch QEMU pause before the switch-over")?)?;
+                }
+                notice = armed.prepared.notices.next() => {
+                    return Err(match bad_news(notice.doing("hear from the destination")?) {
+                        Some(error) => error,
+                        None => MigrateError::OutOfStep { what: "the hand-over" },
+                    });
+                }
+                error = relay.failed() => return Err(error).doing("carry the RAM stream"),
+                () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
+                () = tokio::time::sleep_until(end) => {
+                    return Err(MigrateError::Deadline { what: "the end of the RAM copy", within });
+                }
+            }
+        }
+    }
+    mirror.note_end(run);
+    verify::verify(&mirror, armed, run).await?;
+    close_exports(armed).await?;
+    armed
+        .prepared
+        .node
+        .qmp
+        .execute(MigrateContinue::default())
+        .await
+        .doing("let the migration go on")?;
+    run.report.cutover.handed_over_ms = Some(ms_since(flip));
+    Ok(HandedOver(()))
+}
+
+impl Mirror {
+    /// Ends every job gracefully, all at once, and removes our nodes.
+    async fn end(&self) -> Result<(), MigrateError> {
+        self.watch.expect_end();
+        let told = self.drives.iter().map(|drive| {
+            let cancel = BlockJobCancel {
+                device: drive.job.job.clone(),
+                force: false,
+            };
+            self.execute(drive, "end its mirror", cancel)
+        });
+        let ended = async {
+            futures_util::future::try_join_all(told).await?;
+            self.until_ended().await
+        };
+        tokio::select! {
+            biased;
+            error = self.watch.failed() => return Err(error.into()),
+            ended = ended => ended?,
+            () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.stuck().into()),
+        }
+        for drive in &self.drives {
+            let id = drive.job.job.clone();
+            self.execute(drive, "dismiss its mirror", JobDismiss { id })
+                .await?;
+            let node_name = drive.target.clone();
+            let remove = BlockdevDel { node_name };
+            self.execute(drive, "detach the destination's drive", remove)
+                .await?;
+        }
+        self.residue.cut().await;
+        Ok(())
+    }
+
+    async fn until_ended(&self) -> Result<(), MigrateError> {
+        let mut progress = self.watch.progress();
+        let ended = progress
+            .wait_for(|seen| seen.len() == self.drives.len() && seen.iter().all(|d| d.is_ended()))
+            .await;
+        match ended {
+            Ok(_) => Ok(()),
+            // The watch has ended, and says why.
+            Err(_closed) => Err(self.watch.failed().await.into()),
+        }
+    }
+
+    fn stuck(&self) -> StorageError {
+        let progress = self.watch.progress();
+        let seen = progress.borrow();
+        let job = seen
+            .iter()
+            .find(|d| !d.is_ended())
+            .map(|d| d.job.clone())
+            .unwrap_or_else(|| self.drives[0].job.clone());
+        StorageError::Slow {
+            job,
+            what: "end",
+            within: deadline::HAND_OVER,
+        }
+    }
+
+    /// The last figures, and the backlog.
+    fn note_end(&self, run: &mut Run) {
+        let seen = self.watch.progress().borrow().clone();
+        self.note(run, &seen);
+        for (disk, progress) in run.report.disks.iter_mut().zip(&seen) {
+            disk.backlog_at_commit = Some(progress.backlog());
+        }
+    }
+}
+
+async fn close_exports(armed: &Armed) -> Result<(), MigrateError> {
+    match armed
+        .prepared
+        .peer
+        .ask(
+            "have the destination close its exports",
+            Request::CloseExport,
+            deadline::EXPORT,
+        )
+        .await?
+    {
+        Reply::ExportClosed => Ok(()),
+        _ => Err(MigrateError::OutOfStep {
+            what: "CloseExport",
+        }),
+    }
+}
+
+async fn is_held(armed: &Armed) -> Result<bool, MigrateError> {
+    let info = armed
+        .prepared
+        .node
+        .qmp
+        .execute(QueryMigrate)
+        .await
+        .doing("ask how far the migration is")?;
+    Ok(info.status == Some(MigrationStatus::PreSwitchover))
+}
+
+fn is_pre_switchover(event: &Event) -> Result<bool, MigrateError> {
+    match event.migration_status() {
+        Some(MigrationStatus::PreSwitchover) => Ok(true),
+        Some(
+            status @ (MigrationStatus::Failed
+            | MigrationStatus::Cancelled
+            | MigrationStatus::Completed),
+        ) => Err(MigrateError::MigrationEnded {
+            status: status.to_string(),
+            reason: None,
+        }),
+        _ => Ok(false),
+    }
+}

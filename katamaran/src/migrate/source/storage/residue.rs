@@ -1,0 +1,107 @@
+//! What a mirror leaves behind: jobs and nodes in the source's QEMU, the relay that its data goes through.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::deadline;
+use crate::migrate::error::chain;
+use crate::migrate::storage::PREFIX;
+use crate::qmp::command::{
+    BlockJobCancel, BlockdevDel, JobDismiss, QueryBlockJobs, QueryNamedBlockNodes,
+};
+use crate::qmp::{Qmp, QmpError};
+use crate::relay::SourceRelay;
+
+/// Between two looks at jobs that are told to end.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Removes a mirror. Clones remove the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Residue {
+    qmp: Qmp,
+    relay: Arc<Mutex<Option<SourceRelay>>>,
+}
+
+impl Residue {
+    pub(super) fn new(qmp: Qmp, relay: SourceRelay) -> Self {
+        Self {
+            qmp,
+            relay: Arc::new(Mutex::new(Some(relay))),
+        }
+    }
+
+    /// Cuts the path to the destination. Whatever in QEMU waits for an answer from there gets an error, so
+    /// that neither a guest's write nor a `stop` can hang on a destination that is gone.
+    pub(crate) async fn cut(&self) {
+        let relay = self
+            .relay
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(relay) = relay {
+            relay.shutdown().await;
+        }
+    }
+
+    /// Cuts the path, cancels every job by force, waits for their end, and removes our nodes. What is gone
+    /// already is fine, also if it is QEMU.
+    pub(crate) async fn remove(self) -> Result<(), String> {
+        self.cut().await;
+        match remove_all(&self.qmp).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_closed() => Ok(()),
+            Err(error) => Err(chain(&error)),
+        }
+    }
+}
+
+/// Removes every job and node that carries our name.
+pub(super) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
+    let end = Instant::now() + deadline::JOB_ABORT;
+    let mut last = None;
+    loop {
+        let jobs = qmp.execute(QueryBlockJobs).await?;
+        let ours: Vec<_> = jobs
+            .into_iter()
+            .filter(|j| j.device.starts_with(PREFIX))
+            .collect();
+        for job in &ours {
+            let id = job.device.clone();
+            let told = if job.status.is_over() {
+                qmp.execute(JobDismiss { id }).await
+            } else {
+                let cancel = BlockJobCancel {
+                    device: id,
+                    force: true,
+                };
+                qmp.execute(cancel).await
+            };
+            last = told.err().or(last);
+        }
+        if ours.is_empty() {
+            match remove_nodes(qmp).await {
+                Ok(()) => return Ok(()),
+                // A node is in use for a moment after its job has ended.
+                Err(error) if error.is_refused() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if Instant::now() >= end {
+            let within = deadline::JOB_ABORT;
+            return Err(last.unwrap_or(QmpError::EventDeadline { within }));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn remove_nodes(qmp: &Qmp) -> Result<(), QmpError> {
+    let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+    let ours = nodes
+        .into_iter()
+        .filter_map(|n| n.node_name)
+        .filter(|name| name.starts_with(PREFIX));
+    for node_name in ours {
+        qmp.execute(BlockdevDel { node_name }).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Starts the mirrors: the destination's exports, the relay to them, a node and a job for each drive.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::control::Preamble;
+use crate::deadline;
+use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::message::{Reply, Request};
+use crate::migrate::node::{make_private, relay_directory};
+use crate::migrate::report::Role;
+use crate::migrate::storage::drive::Drive;
+use crate::migrate::storage::job::JobTracker;
+use crate::migrate::storage::{Mirrored, PREFIX, Side, StorageError, qemu_id, share};
+use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, Command, CopyMode, QueryCommands};
+use crate::qmp::{Qmp, QmpError};
+use crate::relay::{Governor, SourceRelay, connector};
+
+use super::residue::{Residue, remove_all};
+use super::verify::Compared;
+use super::watch::Watch;
+use super::{Mirror, MirroredDrive};
+use crate::migrate::source::Run;
+use crate::migrate::source::arm::Armed;
+
+/// The command that makes a background mirror a write-blocking one (QEMU 8.2).
+const CHANGES_MODE: &str = "block-job-change";
+
+pub(super) async fn start(
+    armed: &Armed,
+    run: &mut Run,
+    drives: Vec<Drive>,
+) -> Result<Mirror, MigrateError> {
+    let qmp = &armed.prepared.node.qmp;
+    let mode = copy_mode(qmp).await?;
+    remove_all(qmp)
+        .await
+        .doing("remove mirrors of an earlier run")?;
+    match armed
+        .prepared
+        .peer
+        .ask(
+            "have the destination export its drives",
+            Request::Export,
+            deadline::EXPORT,
+        )
+        .await?
+    {
+        Reply::Exported => {}
+        _ => return Err(MigrateError::OutOfStep { what: "Export" }),
+    }
+
+    let relay = open_relay(armed, run)?;
+    let (socket, path) = (relay.path().to_owned(), relay.status().clone());
+    let residue = Residue::new(qmp.clone(), relay);
+    let undo = residue.clone();
+    run.undo
+        .cleanup("mirrors of the drives", move || undo.remove());
+
+    let compared = match run.config.verify_storage {
+        true => Some(Compared::prepare(qmp, run).await?),
+        false => None,
+    };
+    let limit = run.config.disk_bandwidth;
+    let speed = share(limit, drives.len());
+    let mut mirrored = Vec::with_capacity(drives.len());
+    for (index, drive) in drives.into_iter().enumerate() {
+        // A node's name has 31 characters at most; a drive's may be longer.
+        let target = format!("{PREFIX}target{index}");
+        let id = drive.description.id.clone();
+        let job = Mirrored {
+            job: qemu_id(&id),
+            drive: id.clone(),
+        };
+        let add = BlockdevAddNbd::new(target.clone(), socket.clone(), id);
+        execute(qmp, &job, "attach the destination's drive", add).await?;
+        mirrored.push(MirroredDrive { drive, job, target });
+    }
+    let events = qmp.subscribe();
+    let began = Instant::now();
+    for drive in &mirrored {
+        let start = BlockdevMirror::full(
+            drive.job.job.clone(),
+            drive.drive.node.clone(),
+            drive.target.clone(),
+            speed,
+            mode.clone(),
+        );
+        execute(qmp, &drive.job, "start to mirror it", start).await?;
+    }
+    let timeout = run.config.storage_sync_timeout;
+    let jobs = mirrored
+        .iter()
+        .map(|drive| JobTracker::new(drive.job.clone(), timeout))
+        .collect();
+    Ok(Mirror {
+        qmp: qmp.clone(),
+        drives: mirrored,
+        watch: Watch::start(qmp.clone(), events, path, jobs),
+        residue,
+        compared,
+        mode,
+        limit,
+        began,
+    })
+}
+
+/// A QEMU that can't change a mirror's mode gets the right one from the start.
+async fn copy_mode(qmp: &Qmp) -> Result<CopyMode, MigrateError> {
+    let commands = qmp
+        .execute(QueryCommands)
+        .await
+        .doing("ask which commands QEMU has")?;
+    if commands.iter().any(|c| c.name == CHANGES_MODE) {
+        return Ok(CopyMode::Background);
+    }
+    tracing::info!(
+        qemu = %qmp.version(),
+        "this QEMU can't change a mirror's mode: the guest's writes wait for both nodes from the start"
+    );
+    Ok(CopyMode::WriteBlocking)
+}
+
+fn open_relay(armed: &Armed, run: &Run) -> Result<SourceRelay, MigrateError> {
+    let session = run.session;
+    let dialer = armed.prepared.dialer.clone();
+    let dial = connector(move |stream| {
+        let dialer = dialer.clone();
+        async move {
+            dialer
+                .dial(Preamble::nbd(session, stream))
+                .await
+                .map_err(std::io::Error::other)
+        }
+    });
+    let directory = relay_directory(session, Role::Source);
+    if let Some(parent) = directory.parent() {
+        make_private(parent).map_err(|source| MigrateError::Directory {
+            path: parent.to_owned(),
+            source,
+        })?;
+    }
+    SourceRelay::start(&directory, "nbd.sock", dial, Governor::default())
+        .doing("open the socket for the drives' data")
+}
+
+async fn execute<C: Command>(
+    qmp: &Qmp,
+    job: &Mirrored,
+    doing: &'static str,
+    command: C,
+) -> Result<(), MigrateError> {
+    let failed = |error: QmpError| StorageError::Qemu {
+        drive: job.drive.clone(),
+        doing,
+        side: Side::Source,
+        source: Arc::new(error),
+    };
+    match qmp.execute(command).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(error).into()),
+    }
+}

@@ -1,0 +1,199 @@
+//! Block jobs: mirrors, and what becomes of them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Done, commands};
+use crate::deadline;
+use crate::open_enum::open_enum;
+
+open_enum! {
+    /// How far a job is.
+    pub enum JobStatus {
+        Undefined = "undefined",
+        Created = "created",
+        Running = "running",
+        Paused = "paused",
+        Ready = "ready",
+        Standby = "standby",
+        Waiting = "waiting",
+        Pending = "pending",
+        Aborting = "aborting",
+        Concluded = "concluded",
+        Null = "null",
+    }
+}
+
+impl JobStatus {
+    /// Whether the job does nothing any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Concluded | Self::Null)
+    }
+}
+
+open_enum! {
+    /// When a mirror writes what the guest writes.
+    pub enum CopyMode {
+        /// Some time later.
+        Background = "background",
+        /// Before the guest's write is acknowledged.
+        WriteBlocking = "write-blocking",
+    }
+}
+
+/// Starts to mirror a disk to another node. An I/O error ends the job. It stays until it is dismissed,
+/// so that its error can be read.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevMirror {
+    /// The job's id.
+    pub job_id: String,
+    /// The node to copy from.
+    pub device: String,
+    /// The node to copy to, of the same size.
+    pub target: String,
+    sync: &'static str,
+    /// Bytes per second of the background copy. 0 means no limit.
+    pub speed: u64,
+    /// How the guest's writes are mirrored.
+    pub copy_mode: CopyMode,
+    on_source_error: &'static str,
+    on_target_error: &'static str,
+    auto_dismiss: bool,
+}
+
+impl BlockdevMirror {
+    /// A mirror of everything on `device`.
+    #[must_use]
+    pub fn full(
+        job_id: String,
+        device: String,
+        target: String,
+        speed: u64,
+        copy_mode: CopyMode,
+    ) -> Self {
+        Self {
+            job_id,
+            device,
+            target,
+            sync: "full",
+            speed,
+            copy_mode,
+            on_source_error: "report",
+            on_target_error: "report",
+            auto_dismiss: false,
+        }
+    }
+}
+
+/// Asks for the block jobs.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueryBlockJobs;
+
+/// A block job.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockJobInfo {
+    /// Its id.
+    pub device: String,
+    /// `mirror`, `backup`, ...
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Bytes to be processed, as known now: a guest that writes makes it grow.
+    pub len: u64,
+    /// Bytes processed.
+    pub offset: u64,
+    /// Whether it could be completed now.
+    pub ready: bool,
+    /// How far it is.
+    pub status: JobStatus,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Whether every write reaches the target before it is acknowledged (8.2, mirrors only).
+    pub actively_synced: Option<bool>,
+}
+
+/// Cancels a job. A mirror that is ready ends gracefully without `force`: it is first brought in step with
+/// the source.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobCancel {
+    /// The job's id.
+    pub device: String,
+    /// At once, without the last of the data.
+    pub force: bool,
+}
+
+/// Changes how a mirror copies (8.2).
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockJobChange {
+    /// The job's id.
+    pub id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The new mode: only [`CopyMode::WriteBlocking`] can be changed to.
+    pub copy_mode: CopyMode,
+}
+
+impl BlockJobChange {
+    /// From now on, guest writes wait for the target.
+    #[must_use]
+    pub fn write_blocking(id: String) -> Self {
+        Self {
+            id,
+            kind: "mirror",
+            copy_mode: CopyMode::WriteBlocking,
+        }
+    }
+}
+
+/// Sets a job's limit.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobSetSpeed {
+    /// The job's id.
+    pub device: String,
+    /// Bytes per second. 0 means no limit.
+    pub speed: u64,
+}
+
+/// Forgets a job that is over.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobDismiss {
+    /// The job's id.
+    pub id: String,
+}
+
+commands! {
+    BlockdevMirror = "blockdev-mirror", within deadline::QMP_BLOCK => Done;
+    QueryBlockJobs = "query-block-jobs", within deadline::QMP_QUICK => Vec<BlockJobInfo>;
+    BlockJobCancel = "block-job-cancel", within deadline::QMP_BLOCK => Done;
+    BlockJobChange = "block-job-change", within deadline::QMP_QUICK => Done;
+    BlockJobSetSpeed = "block-job-set-speed", within deadline::QMP_QUICK => Done;
+    JobDismiss = "job-dismiss", within deadline::QMP_QUICK => Done;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_mirror_is_asked_for_as_qemu_wants_it() {
+        let mirror = BlockdevMirror::full(
+            "j".into(),
+            "a".into(),
+            "b".into(),
+            0,
+            CopyMode::WriteBlocking,
+        );
+        assert_eq!(
+            serde_json::to_value(mirror).unwrap(),
+            json!({
+                "job-id": "j", "device": "a", "target": "b", "sync": "full", "speed": 0,
+                "copy-mode": "write-blocking", "on-source-error": "report", "on-target-error": "report",
+                "auto-dismiss": false,
+            })
+        );
+    }
+}
