@@ -8,7 +8,6 @@ use katamaran_tests::run::{
 use crate::support::{all, number, report, require, side};
 
 const DRIVES: usize = 3;
-const DRIVE_IDS: &str = "--drive-id=drive-virtio-disk0,drive-virtio-disk1,drive-virtio-disk2";
 const MEBIBYTES: u64 = 32;
 const FILLED_MIB: u64 = 8;
 
@@ -40,8 +39,6 @@ fn stage(qemu: QemuVersion, rate: u64) -> StageOptions {
 fn every_acknowledged_write_is_there(qemu: QemuVersion) {
     let run = run_migration(MigrationOptions {
         stage: stage(qemu, DiskLoad::FLAT_OUT),
-        source_args: vec![DRIVE_IDS.to_owned()],
-        dest_args: vec![DRIVE_IDS.to_owned()],
         ..MigrationOptions::default()
     })
     .unwrap();

@@ -76,14 +76,16 @@ impl DiskResult {
             .max_by_key(|stall| stall.ended_ns - stall.began_ns)
     }
 
-    /// The longest write of any drive in ms, by V's own clock.
+    /// The longest write of any drive in ms, by V's own clock, and when the client heard of its end.
     #[must_use]
-    pub fn longest_write_ms(&self) -> Option<f64> {
-        let longest = self
-            .drives
-            .iter()
-            .filter_map(|drive| drive.longest_write_ms);
-        longest.max_by(f64::total_cmp)
+    pub fn longest_write(&self) -> Option<(f64, Option<u64>)> {
+        let longest = self.drives.iter().filter_map(|drive| {
+            let record = drive.longest_write_record?;
+            let mut heard = drive.acks.heard.iter();
+            let ended = heard.find(|(number, _)| *number >= record);
+            Some((drive.longest_write_ms?, ended.map(|(_, at_ns)| *at_ns)))
+        });
+        longest.max_by(|one, other| one.0.total_cmp(&other.0))
     }
 
     fn sum(&self, count: impl Fn(&DriveResult) -> usize) -> usize {
@@ -128,6 +130,7 @@ pub(super) fn settle(
             acknowledged: number("acknowledged").unwrap_or(0).max(acks.last()),
             error: word(&status, &format!("error{drive}")).map(str::to_owned),
             longest_write_ms: number("longest_us").map(|micros| micros as f64 / 1e3),
+            longest_write_record: number("longest_at"),
             acks,
             ..DriveResult::default()
         };

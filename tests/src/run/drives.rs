@@ -32,12 +32,10 @@ pub struct DriveOptions {
 /// B's images before the migration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Destination {
-    /// Empty, and sparse.
+    /// Nothing, and they are sparse.
     #[default]
     Sparse,
-    /// Empty, and sparse, on a file system of their own: see [`super::Stage::fill_destination`].
-    OwnFileSystem,
-    /// Full of something else: a mirror need not wait for the file system to find room.
+    /// Something else all over: a mirror need not wait for the file system to find room.
     Full,
 }
 
@@ -52,6 +50,9 @@ impl Default for DriveOptions {
 }
 
 /// The images of A and of B, one pair per drive.
+///
+/// Each node has them on a file system in memory, with room for them and not much else: V's writes take as
+/// long as QEMU takes, not the machine's disk, and the one of B can be filled.
 pub(super) fn make(
     lab: &Lab,
     storage: Storage,
@@ -69,16 +70,15 @@ pub(super) fn make(
             options.filled_mib
         );
     }
-    let place_b = match options.destination {
-        Destination::OwnFileSystem if !shared => {
-            let room = count as u64 * (mebibytes << 20) + ROOM;
-            lab.small_file_system("disks-b", room)?
-        }
-        _ => lab.dir().to_owned(),
+    let room = count as u64 * (mebibytes << 20) + ROOM;
+    let place_a = lab.small_file_system("disks-a", room)?;
+    let place_b = match shared {
+        true => place_a.clone(),
+        false => lab.small_file_system("disks-b", room)?,
     };
     (0..count as u64)
         .map(|drive| {
-            let a = lab.dir().join(format!("disk-a{drive}.raw"));
+            let a = place_a.join(format!("disk-a{drive}.raw"));
             let file = make_image(&a, mebibytes)?;
             fill(&file, drive, filled(mebibytes, options.filled_mib))?;
             if shared {

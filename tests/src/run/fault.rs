@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::katamaran::Role;
@@ -118,15 +118,15 @@ impl Moment {
 }
 
 impl Stage {
-    /// Leaves no room on the file system of B's images; see [`super::Destination::OwnFileSystem`].
+    /// Leaves no room on the file system of B's images.
     ///
     /// # Errors
     ///
-    /// When B's images are not on a file system of their own.
+    /// When V has no disk, or the one that A uses as well.
     pub fn fill_destination(&self) -> Result<()> {
-        let image = self.drives.first().context("V has no disk")?;
-        let dir = image[1].parent().context("an image is in a directory")?;
-        anyhow::ensure!(dir != self.lab.dir(), "this would fill the machine's disk");
+        let [a, b] = self.drives.first().context("V has no disk")?;
+        ensure!(a != b, "the disk is A's as well");
+        let dir = b.parent().context("an image is in a directory")?;
         let path = dir.join("everything-else");
         let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         let piece = vec![1; 1 << 16];

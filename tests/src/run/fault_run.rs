@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::disk::DiskLoad;
-use super::drives::{Destination, DriveOptions};
+use super::drives::DriveOptions;
 use super::fault::{Fault, Moment};
 use super::migration::{Ended, Migration, MigrationOptions};
 use super::stage::{Stage, StageOptions, Storage, TrafficSpec};
@@ -98,7 +98,7 @@ impl FaultCase {
             drives: DriveOptions {
                 count: DRIVES,
                 filled_mib: FILLED_MIB,
-                destination: Destination::OwnFileSystem,
+                ..DriveOptions::default()
             },
             ..StageOptions::default()
         }
@@ -111,13 +111,7 @@ impl FaultCase {
             Moment::Stopped => &["--downtime=3000"],
         };
         MigrationOptions {
-            source_args: flags
-                .iter()
-                .copied()
-                .chain(["--drive-id=drive-virtio-disk0,drive-virtio-disk1"])
-                .map(str::to_owned)
-                .collect(),
-            dest_args: vec!["--drive-id=drive-virtio-disk0,drive-virtio-disk1".to_owned()],
+            source_args: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             ..MigrationOptions::default()
         }
     }
@@ -154,6 +148,10 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
     } else {
         judge_failure(case, &ended, &message, &mut problems);
         judge_source(&mut stage, &nodes_before, &mut problems)?;
+        // A destination that was killed leaves them to the next one.
+        if case.fault != Fault::DestinationKilled {
+            judge_destination(&mut stage, &mut problems)?;
+        }
     }
     let leaks = ended
         .leaks
@@ -228,6 +226,11 @@ fn judge_source(
     let nodes = block_nodes(&mut stage.qmp_a)?;
     let more: Vec<_> = nodes.difference(nodes_before).collect();
     problems.unless(more.is_empty(), || format!("block nodes on A: {more:?}"));
+    Ok(())
+}
+
+/// B's QEMU, if it lives on, serves its disks to nobody.
+fn judge_destination(stage: &mut Stage, problems: &mut Problems) -> Result<()> {
     if stage.guest_b.process().try_wait()?.is_none() {
         let exports = stage.qmp_b.command("query-block-exports", Value::Null)?;
         problems.unless(exports.as_array().is_some_and(Vec::is_empty), || {

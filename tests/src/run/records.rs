@@ -24,6 +24,8 @@ pub struct DriveResult {
     pub error: Option<String>,
     /// The longest of V's writes in ms, by V's clock, which stands still while V is stopped.
     pub longest_write_ms: Option<f64>,
+    /// Which record that was.
+    pub longest_write_record: Option<u64>,
     /// What the client heard, and when.
     #[serde(skip)]
     pub acks: AckRecord,

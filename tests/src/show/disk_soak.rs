@@ -189,10 +189,11 @@ fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
 
 type Figure = fn(&Outcome) -> Option<f64>;
 
-const FIGURES: [(&str, Figure); 5] = [
+const FIGURES: [(&str, Figure); 6] = [
     ("pause, ms", |o| o.pause_ms),
     ("client's longest write stall, ms", |o| o.figures.stall_ms),
     ("V's longest write, ms", |o| o.figures.write_ms),
+    ("its end, ms after STOP", |o| o.figures.write_at_ms),
     ("records/s before STOP", |o| o.figures.rate),
     ("mirror, MiB/s", |o| o.figures.mirrored),
 ];

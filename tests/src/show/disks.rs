@@ -23,6 +23,8 @@ pub(super) struct DiskFigures {
     pub(super) stall_ms: Option<f64>,
     /// V's longest write, by its own clock.
     pub(super) write_ms: Option<f64>,
+    /// When that one ended, in ms after V's STOP.
+    pub(super) write_at_ms: Option<f64>,
     /// Bytes that B lacked at COMMIT, on all drives, by katamaran's report.
     pub(super) backlog: Option<u64>,
     /// MiB per second of the mirrors together, by katamaran's report.
@@ -46,7 +48,10 @@ impl DiskFigures {
                 let stall = disk.longest_stall(stop_ns - AROUND_NS, stop_ns + AROUND_NS);
                 Some(stall?.ms())
             }),
-            write_ms: disk.longest_write_ms(),
+            write_ms: disk.longest_write().map(|(ms, _)| ms),
+            write_at_ms: disk
+                .longest_write()
+                .and_then(|(_, ended_ns)| Some((ended_ns? as f64 - run.stop_ns? as f64) / 1e6)),
             backlog: drives.and_then(|drives| backlog(drives)),
             mirrored: drives.and_then(|drives| mirrored(drives)),
         })
