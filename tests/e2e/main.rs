@@ -6,6 +6,7 @@
 
 mod cancel;
 mod disk_baseline;
+mod disk_failure;
 mod disk_faults;
 mod disk_writes;
 mod disks;

@@ -70,7 +70,10 @@ pub(crate) async fn cause_of(
                 symptom = chain(&symptom),
                 "what travels to the other node broke"
             );
-            cause
+            match symptom {
+                MigrateError::Storage(symptom) => symptom.because(&chain(&cause)).into(),
+                _ => cause,
+            }
         }
         Err(_silent) => symptom,
     }

@@ -193,6 +193,31 @@ impl StorageError {
             _ => false,
         }
     }
+
+    /// The same drive, with what the other node says about it.
+    #[must_use]
+    pub fn because(self, cause: &str) -> Self {
+        let reason = cause.to_owned();
+        match self {
+            Self::PathBroken { job, .. } | Self::Slow { job, .. } => {
+                Self::PathBroken { job, reason }
+            }
+            Self::Io {
+                job,
+                state,
+                ready,
+                side,
+                reason,
+            } => Self::Io {
+                job,
+                state,
+                ready,
+                side,
+                reason: format!("{reason} ({cause})"),
+            },
+            other => other,
+        }
+    }
 }
 
 fn place(side: Option<Side>) -> &'static str {
@@ -288,6 +313,29 @@ mod tests {
             reason: "reset".into(),
         };
         says(&broken.to_string(), &["path", "broke", "reset"]);
+    }
+
+    #[test]
+    fn what_the_other_node_says_does_not_hide_the_drive() {
+        let broken = StorageError::PathBroken {
+            job: job(),
+            reason: "reset".into(),
+        };
+        says(
+            &broken.because("its QEMU is gone").to_string(),
+            &["its QEMU is gone"],
+        );
+        let failed = StorageError::Io {
+            job: job(),
+            state: "concluded".into(),
+            ready: true,
+            side: Some(Side::Destination),
+            reason: "Input/output error".into(),
+        };
+        says(
+            &failed.because("its QEMU is gone").to_string(),
+            &["Input/output error", "its QEMU is gone"],
+        );
     }
 
     #[test]

@@ -58,23 +58,21 @@ impl Exports {
         self.remove_ours()
             .await
             .map_err(|e| self.server("remove exports of an earlier run", e))?;
-        self.open.store(true, Ordering::Relaxed);
         let start = NbdServerStart::unix(socket);
-        let doing = "start it";
-        match self.qmp.execute(start.clone()).await {
-            Ok(_) => return Ok(()),
-            Err(error) if !error.is_refused() => return Err(self.server(doing, error)),
-            // There is one already, and nobody uses it.
-            Err(error) => {
-                if self.qmp.execute(NbdServerStop).await.is_err() {
-                    return Err(self.server(doing, error));
-                }
-            }
+        let mut started = self.qmp.execute(start.clone()).await;
+        if started.as_ref().is_err_and(QmpError::is_refused)
+            && self.qmp.execute(NbdServerStop).await.is_ok()
+        {
+            // There was one already, and nobody used it.
+            tracing::info!(side = %self.side, "stopped an NBD server that an earlier run had left");
+            started = self.qmp.execute(start).await;
         }
-        tracing::info!(side = %self.side, "stopped an NBD server that an earlier run had left");
-        match self.qmp.execute(start).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.server(doing, error)),
+        match started {
+            Ok(_) => {
+                self.open.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(self.server("start it", error)),
         }
     }
 
@@ -102,15 +100,15 @@ impl Exports {
         }
     }
 
-    /// Removes every export of ours, also from under its clients, waits until they are gone, and stops the
-    /// server. Idempotent; a QEMU that is gone exports nothing.
+    /// Stops the server, which closes every export on the way, also under its clients, and returns when they
+    /// are gone. Idempotent; a QEMU that is gone exports nothing.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
         if !self.open.load(Ordering::Relaxed) || self.qmp.is_closed() {
             return Ok(());
         }
         let closed = async {
-            self.remove_ours().await?;
-            self.qmp.execute(NbdServerStop).await.map(|_| ())
+            self.qmp.execute(NbdServerStop).await?;
+            self.until_none_is_ours().await
         };
         match closed.await {
             Ok(()) => {
@@ -133,33 +131,30 @@ impl Exports {
         Ok(exports.into_iter().map(|e| (e.id, e.kind)).collect())
     }
 
-    async fn remove_ours(&self) -> Result<(), QmpError> {
+    /// Ids of our exports.
+    async fn ours(&self) -> Result<Vec<String>, QmpError> {
+        let mut exports = self.list().await?;
+        exports.retain(|(id, _)| id.starts_with(PREFIX));
+        Ok(exports.into_iter().map(|(id, _)| id).collect())
+    }
+
+    async fn until_none_is_ours(&self) -> Result<(), QmpError> {
         let end = Instant::now() + deadline::EXPORT_CLOSE;
-        let mut told: Vec<String> = Vec::new();
-        loop {
-            let ours: Vec<String> = self
-                .list()
-                .await?
-                .into_iter()
-                .map(|(id, _)| id)
-                .filter(|id| id.starts_with(PREFIX))
-                .collect();
-            if ours.is_empty() {
-                return Ok(());
-            }
-            for id in ours {
-                if told.contains(&id) {
-                    continue;
-                }
-                self.qmp.execute(BlockExportDel::hard(id.clone())).await?;
-                told.push(id);
-            }
+        while !self.ours().await?.is_empty() {
             if Instant::now() >= end {
                 let within = deadline::EXPORT_CLOSE;
                 return Err(QmpError::EventDeadline { within });
             }
             tokio::time::sleep(POLL).await;
         }
+        Ok(())
+    }
+
+    async fn remove_ours(&self) -> Result<(), QmpError> {
+        for id in self.ours().await? {
+            self.qmp.execute(BlockExportDel::hard(id)).await?;
+        }
+        self.until_none_is_ours().await
     }
 
     fn server(&self, doing: &'static str, error: QmpError) -> StorageError {

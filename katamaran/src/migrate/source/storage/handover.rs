@@ -111,16 +111,16 @@ impl Mirror {
             ended = ended => ended?,
             () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.stuck().into()),
         }
-        for drive in &self.drives {
+        // QEMU takes commands in the order in which they are sent, so nothing has to wait in between.
+        let removed = self.drives.iter().map(|drive| async move {
             let id = drive.job.job.clone();
-            self.execute(drive, "dismiss its mirror", JobDismiss { id })
-                .await?;
             let node_name = drive.target.clone();
+            let dismiss = self.execute(drive, "dismiss its mirror", JobDismiss { id });
             let remove = BlockdevDel { node_name };
-            self.execute(drive, "detach the destination's drive", remove)
-                .await?;
-        }
-        self.residue.cut().await;
+            let detach = self.execute(drive, "detach the destination's drive", remove);
+            futures_util::future::try_join(dismiss, detach).await
+        });
+        futures_util::future::try_join_all(removed).await?;
         Ok(())
     }
 

@@ -96,7 +96,7 @@ pub(super) async fn start(
     Ok(Mirror {
         qmp: qmp.clone(),
         drives: mirrored,
-        watch: Watch::start(qmp.clone(), events, path, jobs),
+        watch: Watch::start(qmp.clone(), events, path, jobs, began),
         residue,
         compared,
         mode,

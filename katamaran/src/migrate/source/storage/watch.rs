@@ -25,13 +25,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches jobs that are being started. `events` were subscribed to before that, so that none is
+    /// Watches jobs that were started when it `began`. `events` were subscribed to before that, so that none is
     /// missed.
     pub(super) fn start(
         qmp: Qmp,
         events: EventStream,
         path: RelayStatus,
         jobs: Vec<JobTracker>,
+        began: Instant,
     ) -> Self {
         let ending = Arc::new(AtomicBool::new(false));
         let (progress, progress_seen) = watch::channel(Vec::new());
@@ -41,7 +42,7 @@ impl Watch {
             events,
             path,
             drives: jobs.into_iter().map(Followed::new).collect(),
-            began: Instant::now(),
+            began,
             ending: Arc::clone(&ending),
             progress,
         };
