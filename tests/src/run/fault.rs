@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::katamaran::Role;
 use super::migration::Migration;
 use super::stage::Stage;
-use crate::lab::{Node, Qmp};
+use crate::lab::{Lab, Node, Qmp};
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Fault {
     ReadsFailOnA,
     /// B's QEMU stops to serve its disks.
     ExportStopped,
+    /// What carries the mirrors goes silent, and the session between the nodes does not.
+    PathSilent,
 }
 
 /// When it happens.
@@ -47,7 +49,7 @@ pub enum Moment {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DestinationKilled,
         Self::DestinationQemuKilled,
         Self::LinkCut,
@@ -55,6 +57,7 @@ impl Fault {
         Self::WritesFailOnB,
         Self::ReadsFailOnA,
         Self::ExportStopped,
+        Self::PathSilent,
     ];
 
     /// Makes it happen.
@@ -80,6 +83,7 @@ impl Fault {
                 let qmp = &mut migration.stage.qmp_b;
                 qmp.command("nbd-server-stop", Value::Null)?;
             }
+            Self::PathSilent => silence_data(&migration.stage.lab)?,
         }
         Ok(())
     }
@@ -140,6 +144,42 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Drops every packet of the connections to B that have carried data: the session's own has not.
+fn silence_data(lab: &Lab) -> Result<()> {
+    let filter = ["-tinH", "state", "established", "dport", "=", ":7482"];
+    let sockets = lab.network().a.command("ss", &filter)?;
+    let ports = busy_ports(&sockets);
+    ensure!(!ports.is_empty(), "nothing was sent to B yet:\n{sockets}");
+    for port in ports {
+        lab.drop_in_fabric(&format!("tcp sport {port} tcp dport 7482"))?;
+        lab.drop_in_fabric(&format!("tcp sport 7482 tcp dport {port}"))?;
+    }
+    Ok(())
+}
+
+/// The local ports of the sockets in the output of `ss -tinH` that have sent more than a session does.
+fn busy_ports(sockets: &str) -> Vec<u16> {
+    const MUCH: u64 = 1 << 20;
+    let mut ports = Vec::new();
+    let mut local: Option<u16> = None;
+    for line in sockets.lines() {
+        let mut words = line.split_whitespace();
+        if line.starts_with(char::is_whitespace) {
+            let sent = words.find_map(|word| word.strip_prefix("bytes_sent:")?.parse().ok());
+            ports.extend(
+                local
+                    .take()
+                    .filter(|_| sent.is_some_and(|sent: u64| sent > MUCH)),
+            );
+        } else {
+            local = words
+                .nth(2)
+                .and_then(|address| address.rsplit(':').next()?.parse().ok());
+        }
+    }
+    ports
 }
 
 /// A mirror job, as QEMU shows it.
@@ -210,4 +250,19 @@ fn inject_errors(qmp: &mut Qmp, drives: usize, what: &str) -> Result<()> {
         reopened.context("put the errors in place")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sockets_that_carry_data_are_told_from_the_session() {
+        let sockets = "0      0      10.0.1.2:40000      10.0.2.2:7482
+\t cubic wscale:7,7 bytes_sent:3000 bytes_acked:3000
+0      0      [::ffff:10.0.1.2]:40001      [::ffff:10.0.2.2]:7482
+\t cubic wscale:7,7 bytes_sent:20971520 bytes_acked:20971520
+";
+        assert_eq!(busy_ports(sockets), [40001]);
+    }
 }

@@ -58,7 +58,7 @@ impl FaultCase {
             Fault::DestinationFull => &["drive-virtio-disk", "destination", "No space left"],
             Fault::WritesFailOnB => &["drive-virtio-disk", "destination", "Input/output error"],
             Fault::ReadsFailOnA => &["drive-virtio-disk", "source", "Input/output error"],
-            Fault::ExportStopped => &["drive-virtio-disk"],
+            Fault::ExportStopped | Fault::PathSilent => &["drive-virtio-disk"],
         }
     }
 
@@ -71,9 +71,10 @@ impl FaultCase {
                 self.moment,
                 Moment::Ready | Moment::RamCopy | Moment::Stopped
             ),
-            Fault::WritesFailOnB | Fault::DestinationFull | Fault::ExportStopped => {
-                self.moment == Moment::Stopped
-            }
+            Fault::WritesFailOnB
+            | Fault::DestinationFull
+            | Fault::ExportStopped
+            | Fault::PathSilent => self.moment == Moment::Stopped,
             Fault::DestinationKilled | Fault::DestinationQemuKilled | Fault::LinkCut => false,
         }
     }
@@ -87,7 +88,7 @@ impl FaultCase {
                 ..LabConfig::default()
             },
             traffic: TrafficSpec {
-                pps_v4: 100,
+                pps_v4: 300,
                 disk: Some(DiskLoad {
                     rate: 100,
                     blocks: ((MEBIBYTES - FILLED_MIB) << 20) / 4096,
@@ -128,12 +129,13 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         stage.lab.slow_path_to_b(CONTROL_PORT, SLOW_PATH)?;
     }
     let nodes_before = block_nodes(&mut stage.qmp_a)?;
+    let began = Instant::now();
     let mut migration = Migration::begin(&mut stage, &case.migration())?;
     case.moment.wait(&mut migration)?;
-    let struck = Instant::now();
+    let struck_after = began.elapsed();
     case.fault.strike(&mut migration)?;
     let (ended, timeline) = migration.end()?;
-    let ended_after = struck.elapsed();
+    let ended_after = ended.took.saturating_sub(struck_after);
     let mut problems = Problems::default();
     let message = match &ended.source.report {
         Some(report) => report["error"].as_str().unwrap_or_default().to_owned(),
