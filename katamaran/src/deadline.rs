@@ -33,6 +33,10 @@ pub const JOB_POLL: Duration = Duration::from_millis(250);
 /// A job that has reported an error has to end by then, with the reason.
 pub const JOB_FAILS: Duration = Duration::from_secs(2);
 
+/// A mirror that has something to copy and copies nothing for so long is stuck; the guest's writes may wait
+/// for it.
+pub const JOB_STALL: Duration = Duration::from_secs(20);
+
 /// Bringing the disks in step before the VM is stopped: what is left is what was written in a moment.
 pub const JOB_SYNC: Duration = Duration::from_secs(30);
 

@@ -98,7 +98,9 @@ fn assert_went_on(mut stage: Stage, ended: &Ended, status: i32, words: &[&str]) 
     assert!(!pauses, "{}", both(ended));
     let (client, silence) = stage.finish_traffic().unwrap();
     assert_eq!(silence, None, "{}", both(ended));
-    assert!(client.is_perfect(), "{client:?}\n{}", both(ended));
+    // Packets that were held come back, but some may come after newer ones.
+    let copies: u64 = client.udp().map(|udp| udp.duplicated).sum();
+    assert_eq!((client.lost(), copies), (0, 0), "{}", both(ended));
     let disk = client.disk.as_ref().unwrap();
     assert!(disk.is_intact(), "{disk:?}\n{}", both(ended));
 }
@@ -214,4 +216,79 @@ fn the_vm_goes_on_when_the_destinations_katamaran_is_killed() {
     ] {
         std::fs::remove_dir_all(dir).ok();
     }
+}
+
+#[test]
+fn a_path_that_dies_under_a_mirror_in_step_fails_the_migration_loudly() {
+    require!(Root, Bpf, Lab);
+    for qemu in [QemuVersion::V10_0, QemuVersion::V7_2] {
+        let mut stage = stage(qemu);
+        let migration = begin(&mut stage, Moment::InStep);
+        // The session and the stream of RAM live on.
+        let export = serde_json::json!({"id": "katamaran-drive-virtio-disk0", "mode": "hard"});
+        migration
+            .stage
+            .qmp_b
+            .command("block-export-del", export)
+            .unwrap();
+        let (ended, _) = migration.end().unwrap();
+        assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+        let words = [
+            "block job katamaran-drive-virtio-disk0 of drive drive-virtio-disk0",
+            "path to the destination's drive broke",
+            "runs on the source",
+        ];
+        assert_went_on(stage, &ended, 1, &words);
+    }
+}
+
+#[test]
+fn a_difference_that_is_found_with_the_vm_stopped_is_told_and_the_vm_goes_on() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage(QemuVersion::V10_0);
+    let options = MigrationOptions {
+        source_args: ["--max-bandwidth=15M", "--verify-storage"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..MigrationOptions::default()
+    };
+    let mut migration = Migration::begin(&mut stage, &options).unwrap();
+    migration
+        .look_until_logged(Role::Source, "RAM: pass 1")
+        .unwrap();
+    // Somebody writes to the destination's image behind QEMU's back.
+    let image = File::options()
+        .write(true)
+        .open(&migration.stage.drives.as_ref().unwrap()[1])
+        .unwrap();
+    image.write_all_at(b"x", 50 * MIB + 5).unwrap();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+    let words = [
+        "drive-virtio-disk0 is not the same on both nodes",
+        "1 blocks of 1 MiB differ, at offsets 52428800;",
+    ];
+    assert_went_on(stage, &ended, 1, &words);
+}
+
+#[test]
+fn what_a_killed_source_leaves_in_its_qemu_is_removed_by_the_next_try() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage(QemuVersion::V10_0);
+    let mut migration = begin(&mut stage, Moment::Copying);
+    migration.source.process().kill();
+    migration.end().unwrap();
+    let jobs = stage
+        .qmp_a
+        .command("query-block-jobs", Value::Null)
+        .unwrap();
+    assert_eq!(jobs.as_array().unwrap().len(), 1, "{jobs}");
+    let (ended, timeline) = Migration::begin(&mut stage, &MigrationOptions::default())
+        .unwrap()
+        .end()
+        .unwrap();
+    let run = katamaran_tests::run::settle(&mut stage, ended, &timeline).unwrap();
+    let all = || crate::support::all(&run);
+    assert_eq!(run.source.as_ref().unwrap().status, Some(0), "{}", all());
+    assert!(run.client.disk.as_ref().unwrap().is_intact(), "{}", all());
 }

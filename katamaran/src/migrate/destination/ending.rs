@@ -19,8 +19,8 @@ const ORPHAN_QUIET: Duration = Duration::from_secs(5);
 const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
 
 impl Session<'_> {
-    /// Held packets, oldest first. The incoming QEMU is ended with the first batch; the tap's ring
-    /// lives on behind a duplicate of its descriptor.
+    /// Held packets, oldest first. The incoming QEMU is ended before the first batch; the tap's ring lives
+    /// on behind a duplicate of its descriptor.
     pub(super) async fn give_back(&mut self) -> (Vec<WireFrame>, bool) {
         if self.stage != Stage::Aborted {
             self.destroy_incoming().await;
@@ -44,7 +44,9 @@ impl Session<'_> {
         if self.stage < Stage::Listening || self.stage >= Stage::Committed {
             return;
         }
-        self.held = self.duplicate_tap();
+        if self.held.is_none() {
+            self.held = self.duplicate_tap();
+        }
         if let Some(delivery) = &self.delivery
             && let Err(error) = delivery.release().await
         {
@@ -62,7 +64,7 @@ impl Session<'_> {
         }
     }
 
-    fn duplicate_tap(&self) -> Option<TapQueues> {
+    pub(super) fn duplicate_tap(&self) -> Option<TapQueues> {
         let pid = self.node.qemu_pid?;
         let tap = crate::discover::tap(pid, Some(&self.node.tap.name)).ok()?;
         TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).ok()

@@ -70,7 +70,8 @@ pub(super) struct Session<'a> {
     /// The VM runs here.
     pub(super) running: bool,
     pub(super) qemu_gone: bool,
-    /// Keeps the tap and its ring alive while held packets are given back.
+    /// Keeps the tap and its ring alive from the moment packets are held, so that they can be given back
+    /// whatever becomes of QEMU.
     pub(super) held: Option<TapQueues>,
     pub(super) reason: Option<String>,
     /// We found ourselves that it can't work, before anything was changed.
@@ -267,6 +268,8 @@ impl Session<'_> {
                 if let Some(vm) = &self.vm {
                     neighbours::introduce(&self.node, vm).await;
                 }
+                // An incoming QEMU ends by itself when its stream does, and the ring with it.
+                self.held = self.duplicate_tap();
                 if let Some(delivery) = &self.delivery {
                     delivery.block(&self.node).await?;
                 }
@@ -284,6 +287,7 @@ impl Session<'_> {
             Request::Commit => {
                 self.progress.begin("run");
                 tracing::info!("COMMIT: running the VM");
+                self.held = None;
                 let resumed = guest::run(&self.node, self.delivery.as_ref()).await?;
                 self.running = true;
                 self.progress.begin("linger");

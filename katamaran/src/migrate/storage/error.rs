@@ -117,6 +117,14 @@ pub enum StorageError {
     )]
     PathBroken { job: Mirrored, reason: String },
 
+    /// Nothing gets over any more, and nothing says why.
+    #[error(
+        "{job} is stuck: {bytes} bytes wait to be written to the destination and none was in {} s; its disk or the path \
+         to it hangs (the guest's writes waited for it: that is over now)",
+        deadline::JOB_STALL.as_secs()
+    )]
+    Stalled { job: Mirrored, bytes: u64 },
+
     /// The last writes do not get over.
     #[error(
         "{job} did not {what} within {} s; the destination's disk or the path to it is too slow or stuck",
@@ -188,7 +196,7 @@ impl StorageError {
     #[must_use]
     pub fn may_be_a_symptom(&self) -> bool {
         match self {
-            Self::PathBroken { .. } | Self::Slow { .. } => true,
+            Self::PathBroken { .. } | Self::Slow { .. } | Self::Stalled { .. } => true,
             Self::Io { side, .. } => *side != Some(Side::Source),
             _ => false,
         }
@@ -199,7 +207,7 @@ impl StorageError {
     pub fn because(self, cause: &str) -> Self {
         let reason = cause.to_owned();
         match self {
-            Self::PathBroken { job, .. } | Self::Slow { job, .. } => {
+            Self::PathBroken { job, .. } | Self::Slow { job, .. } | Self::Stalled { job, .. } => {
                 Self::PathBroken { job, reason }
             }
             Self::Io {
@@ -313,6 +321,11 @@ mod tests {
             reason: "reset".into(),
         };
         says(&broken.to_string(), &["path", "broke", "reset"]);
+        let stalled = StorageError::Stalled {
+            job: self::job(),
+            bytes: 4096,
+        };
+        says(&stalled.to_string(), &["stuck", "4096 bytes", "20 s"]);
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct JobTracker {
     ready: bool,
     ended: bool,
     failing: Option<Duration>,
+    /// When it was last seen to move, or to have nothing to do.
+    moved: Duration,
     side: Option<Side>,
     copied: u64,
     total: u64,
@@ -66,6 +68,7 @@ impl JobTracker {
             ready: false,
             ended: false,
             failing: None,
+            moved: Duration::ZERO,
             side: None,
             copied: 0,
             total: 0,
@@ -115,6 +118,9 @@ impl JobTracker {
                 (false, false) => Ok(Standing::Awaited),
             };
         };
+        if !self.seen || info.offset != self.copied || info.offset >= info.len {
+            self.moved = at;
+        }
         self.seen = true;
         (self.copied, self.total) = (info.offset, info.len);
         if info.status.is_over() {
@@ -126,6 +132,12 @@ impl JobTracker {
             } else {
                 Ok(Standing::Failing)
             };
+        }
+        if at.saturating_sub(self.moved) >= deadline::JOB_STALL {
+            return Err(StorageError::Stalled {
+                job: job(),
+                bytes: self.total.saturating_sub(self.copied),
+            });
         }
         if info.ready {
             self.ready = true;
@@ -359,6 +371,32 @@ mod tests {
         let over = seen("concluded", 3, Some("Operation canceled"));
         let error = tracker().observe(SOON, false, Some(&over)).unwrap_err();
         assert!(matches!(error, StorageError::Cancelled { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_job_that_is_stuck_with_something_to_do_is_an_error_and_an_idle_one_is_not() {
+        for status in ["running", "ready"] {
+            let mut t = tracker();
+            let stuck = seen(status, 60, None);
+            assert!(t.observe(SOON, false, Some(&stuck)).is_ok());
+            let end = SOON + deadline::JOB_STALL;
+            assert!(
+                t.observe(end - Duration::from_millis(1), false, Some(&stuck))
+                    .is_ok()
+            );
+            let error = t.observe(end, false, Some(&stuck)).unwrap_err();
+            assert!(
+                matches!(error, StorageError::Stalled { bytes: 4, .. }),
+                "{error}"
+            );
+
+            let mut t = tracker();
+            let idle = seen(status, 64, None);
+            for seconds in [1, 100, 200] {
+                t.observe(Duration::from_secs(seconds), false, Some(&idle))
+                    .unwrap();
+            }
+        }
     }
 
     #[test]

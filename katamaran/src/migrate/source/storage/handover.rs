@@ -19,10 +19,10 @@ use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::storage::StorageError;
-use crate::qmp::Event;
 use crate::qmp::command::{
     BlockJobCancel, BlockdevDel, JobDismiss, MigrateContinue, MigrationStatus, QueryMigrate,
 };
+use crate::qmp::{Event, Qmp};
 use crate::relay::RelayStatus;
 
 use super::{Mirror, verify};
@@ -45,12 +45,12 @@ pub(crate) async fn hand_over(
 ) -> Result<HandedOver, MigrateError> {
     let within = deadline::SWITCHOVER;
     let end = tokio::time::Instant::now() + within;
-    // The events may have told it already, to somebody else.
-    let mut held = is_held(armed).await?;
-    let mut ended = false;
+    let (mut ended, mut held, mut asked) = (false, false, false);
     {
         let ending = mirror.end();
-        tokio::pin!(ending);
+        // The events may have told it already, to somebody else.
+        let is_held = is_held(armed.prepared.node.qmp.clone());
+        tokio::pin!(ending, is_held);
         while !(ended && held) {
             tokio::select! {
                 biased;
@@ -58,6 +58,10 @@ pub(crate) async fn hand_over(
                     result?;
                     ended = true;
                     run.report.cutover.disks_ended_ms = Some(ms_since(flip));
+                }
+                told = &mut is_held, if !asked => {
+                    asked = true;
+                    held |= told?;
                 }
                 event = armed.prepared.node.events.recv(), if !held => {
                     held = is_pre_switchover(&event.doing("watch QEMU pause before the switch-over")?)?;
@@ -179,11 +183,8 @@ async fn close_exports(armed: &Armed) -> Result<(), MigrateError> {
     }
 }
 
-async fn is_held(armed: &Armed) -> Result<bool, MigrateError> {
-    let info = armed
-        .prepared
-        .node
-        .qmp
+async fn is_held(qmp: Qmp) -> Result<bool, MigrateError> {
+    let info = qmp
         .execute(QueryMigrate)
         .await
         .doing("ask how far the migration is")?;
