@@ -1,6 +1,9 @@
 //! What a mirror depends on dies: the VM goes on at the source, its disk intact, nothing is left, and the
 //! message names the job and the drive.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
 use katamaran_tests::lab::{Node, QemuVersion};
 use katamaran_tests::run::{
     DiskLoad, Ended, Migration, MigrationOptions, Role, Stage, StageOptions, Storage,
@@ -259,9 +262,9 @@ fn a_difference_that_is_found_with_the_vm_stopped_is_told_and_the_vm_goes_on() {
     // Somebody writes to the destination's image behind QEMU's back.
     let image = File::options()
         .write(true)
-        .open(&migration.stage.drives.as_ref().unwrap()[1])
+        .open(&migration.stage.drives[0][1])
         .unwrap();
-    image.write_all_at(b"x", 50 * MIB + 5).unwrap();
+    image.write_all_at(b"x", (50 << 20) + 5).unwrap();
     let (ended, _) = migration.end().unwrap();
     assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
     let words = [
