@@ -192,8 +192,9 @@ impl Guest {
             let id = format!("drive-virtio-disk{index}");
             let mut line = format!("file={},format=raw,if=none,id={id}", drive.display());
             if spec.named_drives {
+                // Blocks of zeros take no room: a file system can get full at any time.
                 line.push_str(&format!(
-                    ",node-name=disk{index},file.node-name=file{index}"
+                    ",discard=unmap,node-name=disk{index},file.node-name=file{index}"
                 ));
             }
             command.args(["-drive", &line]).args([
