@@ -101,6 +101,9 @@ impl Session<'_> {
             return End::Undecided { reason };
         }
         if matches!(self.stage, Stage::Committed | Stage::Finished) {
+            if self.announce_at.is_some() {
+                self.announce().await;
+            }
             if self.stage == Stage::Committed {
                 self.outlive_source().await;
                 self.clean_up().await;

@@ -35,6 +35,9 @@ use super::storage::Exported;
 
 /// A source that asked for an abort comes back for the rest within this time.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+/// From COMMIT's answer to our own announcement. QEMU's first rounds go out as the VM starts; each
+/// round also wakes the guest, which has the held packets to answer first.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
 
 /// How a session ended.
 pub(crate) enum End {
@@ -74,6 +77,8 @@ pub(super) struct Session<'a> {
     /// whatever becomes of QEMU.
     pub(super) held: Option<TapQueues>,
     pub(super) reason: Option<String>,
+    /// When the switches are told where the VM is.
+    pub(super) announce_at: Option<tokio::time::Instant>,
     /// We found ourselves that it can't work, before anything was changed.
     pub(super) refused: bool,
 }
@@ -115,6 +120,7 @@ pub(crate) async fn serve(
         qemu_gone: false,
         held: None,
         reason: None,
+        announce_at: None,
         refused: false,
     };
     session.progress.begin("prepare");
@@ -133,7 +139,7 @@ impl Session<'_> {
         let mut told_to_stop = false;
         let mut patience: Option<tokio::time::Instant> = None;
         while self.stage != Stage::Finished {
-            let give_up_at = patience;
+            let (give_up_at, announce_at) = (patience, self.announce_at);
             tokio::select! {
                 biased;
                 request = requests.next() => match request {
@@ -157,6 +163,7 @@ impl Session<'_> {
                         self.give_up("the destination was interrupted");
                     }
                 }
+                () = sleep_until(announce_at), if announce_at.is_some() => self.announce().await,
                 () = sleep_until(give_up_at), if give_up_at.is_some() => return,
             }
         }
@@ -182,19 +189,24 @@ impl Session<'_> {
         if result.is_ok() {
             self.stage = next;
         }
-        let running = announce && result.is_ok();
+        if announce && result.is_ok() {
+            self.announce_at = Some(tokio::time::Instant::now() + ANNOUNCE_AFTER);
+        }
         let reply = result.map_err(|error| {
             tracing::error!(error = chain(&error), "refused");
             self.reason.get_or_insert_with(|| chain(&error));
             self.refused |= next <= Stage::Prepared;
             Fault::new(FaultCode::Failed, chain(&error))
         });
-        let sent = self.server.reply(id, reply);
-        if running && let Err(error) = guest::announce(&self.node.qmp).await {
+        self.server.reply(id, reply)
+    }
+
+    pub(super) async fn announce(&mut self) {
+        self.announce_at = None;
+        if let Err(error) = guest::announce(&self.node.qmp).await {
             tracing::warn!(error = chain(&error), "the VM was not announced");
             self.report.warnings.push(chain(&error));
         }
-        sent
     }
 
     async fn act(&mut self, request: Request) -> Result<Reply, MigrateError> {
