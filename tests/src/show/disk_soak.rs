@@ -12,6 +12,9 @@ use super::table::Table;
 use crate::lab::QemuVersion;
 use crate::run::{DiskLoad, MigrationRun};
 
+/// The default of `--downtime`.
+const LIMIT_MS: f64 = 50.0;
+
 /// What is kept of one run.
 #[derive(Debug)]
 struct Outcome {
@@ -158,7 +161,15 @@ fn whole(value: Option<f64>) -> String {
 }
 
 fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
-    let mut counts = Table::new(&["QEMU", "runs", "perfect", "acknowledged", "lost", "torn"]);
+    let mut counts = Table::new(&[
+        "QEMU",
+        "runs",
+        "perfect",
+        "acknowledged",
+        "lost",
+        "torn",
+        "pause <= 50 ms",
+    ]);
     let mut spreads = Table::new(&["", "min", "median", "max"]);
     for qemu in &options.qemus {
         let of: Vec<&Outcome> = outcomes.iter().filter(|o| o.qemu == *qemu).collect();
@@ -173,6 +184,7 @@ fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
             sum(|o| o.figures.acknowledged),
             sum(|o| o.figures.lost as u64),
             sum(|o| o.figures.torn as u64),
+            sum(|o| o.pause_ms.is_some_and(|pause| pause <= LIMIT_MS).into()),
         ]);
         for (name, figure) in FIGURES {
             let spread = Spread::of(of.iter().filter_map(|outcome| figure(outcome)));
