@@ -77,3 +77,9 @@ fn the_migration_fails_when_the_export_dies_after_the_mirror_was_ready() {
     ];
     goes_on(Fault::ExportStopped, &moments);
 }
+
+#[test]
+fn the_migration_fails_when_the_mirrors_path_goes_silent_after_they_were_ready() {
+    require!(Root, Bpf, Lab);
+    goes_on(Fault::PathSilent, &[(NEW, Moment::Ready)]);
+}

@@ -44,6 +44,8 @@ pub struct FaultRun {
     pub message: String,
     /// From the fault until both sides had ended.
     pub ended_after: Duration,
+    /// The longest time in which one of V's disks acknowledged nothing, in ms.
+    pub longest_stall_ms: Option<f64>,
     /// What both sides left.
     pub ended: Ended,
 }
@@ -163,11 +165,13 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         .0
         .extend(leaks.map(|leak| format!("left behind: {leak}")));
     forget_the_dead(case, &ended);
-    judge_disks(stage, timeline.resume_ns.is_some(), &mut problems)?;
+    let moved = timeline.resume_ns.is_some();
+    let longest_stall_ms = judge_disks(stage, moved, &mut problems)?;
     Ok(FaultRun {
         problems: problems.0,
         message,
         ended_after,
+        longest_stall_ms,
         ended,
     })
 }
@@ -242,14 +246,15 @@ fn judge_destination(stage: &mut Stage, problems: &mut Problems) -> Result<()> {
     Ok(())
 }
 
-fn judge_disks(mut stage: Stage, moved: bool, problems: &mut Problems) -> Result<()> {
+/// Returns the longest stall.
+fn judge_disks(mut stage: Stage, moved: bool, problems: &mut Problems) -> Result<Option<f64>> {
     let (client, silence) = stage.finish_traffic()?;
     problems.unless(moved || silence.is_none(), || {
         format!("V is silent: {silence:?}")
     });
     let Some(disk) = &client.disk else {
         problems.0.push("V wrote nothing".to_owned());
-        return Ok(());
+        return Ok(None);
     };
     // A disk that fails under V once it has moved is V's to live with; what it had is still there.
     let intact = match moved {
@@ -257,7 +262,7 @@ fn judge_disks(mut stage: Stage, moved: bool, problems: &mut Problems) -> Result
         false => disk.is_intact(),
     };
     problems.unless(intact, || format!("the disks are not intact: {disk:?}"));
-    Ok(())
+    Ok(disk.longest_stall(0, u64::MAX).map(|stall| stall.ms()))
 }
 
 /// The names of all block nodes that QEMU has, but for those that a fault puts in.

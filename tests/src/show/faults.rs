@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::figures::ms;
 use super::screen::Screen;
 use crate::lab::QemuVersion;
 use crate::run::{Fault, FaultCase, Moment, run_with_fault};
@@ -54,8 +55,9 @@ fn play(screen: &Screen, name: &str, case: FaultCase, verbose: bool) -> Result<b
         message => message,
     };
     screen.print(&format!(
-        "{judgement}   {name}  {:.1} s\n      {message}",
-        run.ended_after.as_secs_f64()
+        "{judgement}   {name}: over in {:.1} s, V's writes stalled {} ms\n      {message}",
+        run.ended_after.as_secs_f64(),
+        ms(run.longest_stall_ms)
     ))?;
     for problem in &run.problems {
         screen.print(&format!("      ! {problem}"))?;
