@@ -207,21 +207,6 @@ fn a_destination_that_waits_for_a_source_ends_at_a_signal_and_leaves_qemu_alone(
     }
 }
 
-/// Lets RAM, and nothing else, go to B at 20 MB/s only: V's own packets pass as ever.
-fn slow_ram_down(stage: &Stage) {
-    let (port, fabric) = (Node::B.fabric_port(), &stage.lab.network().fabric);
-    for command in [
-        "qdisc add dev PORT root handle 1: htb",
-        "class add dev PORT parent 1: classid 1:1 htb rate 160mbit burst 128k",
-        "qdisc add dev PORT parent 1:1 bfifo limit 512k",
-        "filter add dev PORT parent 1: protocol ip u32 match ip protocol 6 0xff match ip dport 7482 0xffff flowid 1:1",
-    ] {
-        let command = command.replace("PORT", port);
-        let words: Vec<&str> = command.split(' ').collect();
-        fabric.command("tc", &words).unwrap();
-    }
-}
-
 /// Has V write memory faster than a slow path carries it, so that its pause is long, and sends the
 /// signal when it has just begun: packets are being redirected and held.
 fn cancel_in_the_pause(role: Role) {
@@ -234,7 +219,7 @@ fn cancel_in_the_pause(role: Role) {
         ..StageOptions::default()
     })
     .unwrap();
-    slow_ram_down(&stage);
+    stage.lab.slow_path_to_b(7482, 20_000_000).unwrap();
     let flags = options(&["--downtime=3000"]);
     let mut migration = Migration::begin(&mut stage, &flags).unwrap();
     migration

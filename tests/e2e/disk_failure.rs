@@ -13,8 +13,6 @@ use serde_json::Value;
 
 use crate::support::{both, report, require};
 
-const MIB: u64 = 1 << 20;
-
 /// When it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
@@ -34,13 +32,8 @@ fn stage(qemu: QemuVersion) -> Stage {
         rate: 100,
         blocks: 256,
     });
-    let stage = Stage::set(options).unwrap();
-    let image = File::options()
-        .write(true)
-        .open(&stage.drives.as_ref().unwrap()[0])
-        .unwrap();
-    image.write_all_at(&[7; 32 << 20], 16 * MIB).unwrap();
-    stage
+    options.drives.filled_mib = 32;
+    Stage::set(options).unwrap()
 }
 
 /// Begins a migration, and looks until it has come to `moment`.
@@ -269,9 +262,9 @@ fn a_difference_that_is_found_with_the_vm_stopped_is_told_and_the_vm_goes_on() {
     // Somebody writes to the destination's image behind QEMU's back.
     let image = File::options()
         .write(true)
-        .open(&migration.stage.drives.as_ref().unwrap()[1])
+        .open(&migration.stage.drives[0][1])
         .unwrap();
-    image.write_all_at(b"x", 50 * MIB + 5).unwrap();
+    image.write_all_at(b"x", (50 << 20) + 5).unwrap();
     let (ended, _) = migration.end().unwrap();
     assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
     let words = [

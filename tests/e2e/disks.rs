@@ -1,8 +1,5 @@
 //! A VM with a disk of its own moves: every write that it was acknowledged is on the destination's disk.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-
 use katamaran_tests::lab::{QemuVersion, Start};
 use katamaran_tests::run::{
     DiskLoad, Migration, MigrationOptions, MigrationRun, Stage, StageOptions, Storage, TrafficSpec,
@@ -92,13 +89,9 @@ fn the_copy_keeps_to_its_limit_and_the_guests_writes_do_not() {
     for flag in ["--bandwidth=16M", "--drive-id=virtio-disk0"] {
         options.source_args.push(flag.to_owned());
     }
+    // An empty disk would be copied in no time.
+    options.stage.drives.filled_mib = 48;
     let mut stage = Stage::set(options.stage.clone()).unwrap();
-    // An empty disk would be copied in no time. Behind what the guest writes to.
-    let image = File::options()
-        .write(true)
-        .open(&stage.drives.as_ref().unwrap()[0])
-        .unwrap();
-    image.write_all_at(&[7; 48 << 20], 16 << 20).unwrap();
     let (ended, timeline) = Migration::begin(&mut stage, &options)
         .unwrap()
         .end()

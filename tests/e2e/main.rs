@@ -5,7 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod cancel;
+mod disk_baseline;
 mod disk_failure;
+mod disk_faults;
+mod disk_writes;
 mod disks;
 mod failure;
 mod ledger;

@@ -1,4 +1,4 @@
-//! `cargo xtask lab` and `cargo xtask soak`: builds what the lab needs, and runs it.
+//! `cargo xtask lab`, `soak`, `faults` and `bench`: builds what the lab needs, and runs it.
 
 use std::ffi::OsString;
 use std::path::Path;

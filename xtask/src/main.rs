@@ -45,6 +45,18 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Breaks something at every moment of a migration of disks (root; see `faults --help`)
+    #[command(disable_help_flag = true)]
+    Faults {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Measures and compares (root; see `bench --help`)
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Runs the lab by hand (root; see `lab --help`)
     #[command(disable_help_flag = true)]
     Lab {
@@ -63,6 +75,8 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(anyhow::Error::msg),
         Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
+        Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
+        Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),
         Task::Lab { args } => lab::run(&workspace, None, &args),
     };
     match outcome {

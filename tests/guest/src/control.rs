@@ -3,11 +3,11 @@
 //! | command | effect |
 //! |---|---|
 //! | `dirty RATE SIZE` | dirty RATE MB/s over SIZE MiB of memory; RATE 0 stops |
-//! | `disk RATE BLOCKS` | write RATE numbered 4 KiB records a second over BLOCKS blocks; 0 stops |
+//! | `disk RATE BLOCKS DRIVES PORT` | write RATE numbered 4 KiB records a second, or as many as can be (`max`), over the first BLOCKS blocks of each of DRIVES drives, and report what is acknowledged to the sender's PORT; `disk 0` stops |
 //! | `status` | counters, as `name=value` words |
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::dirty::Dirtier;
@@ -25,21 +25,39 @@ pub(crate) fn serve(dirtier: &Dirtier, disk: &Disk, counters: &Counters) -> io::
             continue;
         };
         let command = String::from_utf8_lossy(&buffer[..length]);
-        let reply = answer(&command, dirtier, disk, counters);
+        let reply = answer(&command, peer, dirtier, disk, counters);
         drop(socket.send_to(reply.as_bytes(), peer));
     }
 }
 
-fn answer(command: &str, dirtier: &Dirtier, disk: &Disk, counters: &Counters) -> String {
+fn answer(
+    command: &str,
+    peer: SocketAddr,
+    dirtier: &Dirtier,
+    disk: &Disk,
+    counters: &Counters,
+) -> String {
     let words: Vec<&str> = command.split_whitespace().collect();
-    let number = |at: usize| words.get(at).and_then(|word| word.parse().ok());
+    let number = |at: usize| match words.get(at) {
+        Some(&"max") => Some(u64::MAX),
+        word => word.and_then(|word| word.parse().ok()),
+    };
     match (words.first().copied(), number(1), number(2)) {
         (Some("dirty"), Some(rate), Some(size)) => {
             dirtier.set(rate, size);
             "ok".to_owned()
         }
+        (Some("disk"), Some(0), _) => {
+            disk.set(0, 0, 0);
+            "ok".to_owned()
+        }
         (Some("disk"), Some(rate), Some(blocks)) => {
-            disk.set(rate, blocks);
+            let port = number(4).and_then(|port| u16::try_from(port).ok());
+            let (Some(drives), Some(port)) = (number(3), port) else {
+                return format!("error: no drives or no port in {command:?}");
+            };
+            disk.report_to(SocketAddr::new(peer.ip(), port));
+            disk.set(rate, blocks, drives);
             "ok".to_owned()
         }
         (Some("status"), _, _) => format!(

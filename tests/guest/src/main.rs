@@ -19,6 +19,11 @@ mod control;
 mod dirty;
 mod disk;
 mod echo;
+#[allow(
+    dead_code,
+    reason = "the guest only writes records, the lab only reads them"
+)]
+mod record;
 mod setup;
 
 use std::io;
@@ -39,7 +44,7 @@ fn run() -> io::Result<()> {
     if let Some((rate, size)) = boot.dirty {
         dirtier.set(rate, size);
     }
-    let disk = disk::Disk::start();
+    let disk = disk::Disk::default();
     let counters = echo::start()?;
     setup::console("katamaran-guest: ready");
     control::serve(&dirtier, &disk, &counters)

@@ -9,10 +9,13 @@ use katamaran_tests::lab::{
     GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
 use katamaran_tests::run::{
-    Baseline, BaselineOptions, DiskLoad, MigrationOptions, MigrationRun, StageOptions, Storage,
-    TrafficSpec, run_baseline, run_migration,
+    Baseline, BaselineOptions, DiskLoad, DriveOptions, MigrationOptions, MigrationRun,
+    StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
-use katamaran_tests::show::{Scene as ShowScene, Screen, SoakOptions, demo, soak};
+use katamaran_tests::show::{
+    MirrorBenchOptions, Scene as ShowScene, SceneDisks, Screen, SoakOptions, demo, fault_matrix,
+    mirror_bench, soak,
+};
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
 /// Two nodes, a router and a client in network namespaces, with real QEMU guests.
@@ -91,13 +94,46 @@ enum Command {
         #[arg(long, default_value = "both", value_parser = parse_qemus)]
         qemu: Qemus,
         /// Follow each run by a plain QEMU migration at a downtime-limit of 20 ms
-        #[arg(long)]
+        #[arg(long, conflicts_with = "drives")]
         interleave_plain: bool,
+        #[command(flatten)]
+        disks: Disks,
         #[command(flatten)]
         load: Load,
     },
+    /// Break something at every moment of a migration of disks, and see that V goes on
+    Faults {
+        /// QEMU version: 7.2, 10.0 or both
+        #[arg(long, default_value = "both", value_parser = parse_qemus)]
+        qemu: Qemus,
+        /// Only cases whose name contains this, such as LinkCut or "10.0 LinkCut Ready"
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Also print what both sides logged in a bad case
+        #[arg(long)]
+        logs: bool,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
     /// Remove what killed labs left behind
     Sweep,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How fast katamaran mirrors a disk, beside QEMU over TCP by itself
+    Mirror {
+        /// QEMU version: 7.2 or 10.0
+        #[arg(long, default_value = "10.0")]
+        qemu: QemuVersion,
+        /// MiB of the disk
+        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+        mib: u64,
+        /// How many times each way
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
 }
 
 /// What every kind of migration is played on.
@@ -136,6 +172,9 @@ struct Scene {
     /// Give V a disk of so many MiB that both nodes open
     #[arg(long)]
     shared_disk: Option<u64>,
+    /// How many such disks
+    #[arg(long, default_value_t = 1)]
+    drives: usize,
     /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
     #[arg(long, value_parser = parse_pair)]
     disk_load: Option<(u64, u64)>,
@@ -175,6 +214,10 @@ impl Scene {
                 (Some(size), _) => Storage::Local(size),
                 (None, Some(size)) => Storage::Shared(size),
                 (None, None) => Storage::Diskless,
+            },
+            drives: DriveOptions {
+                count: self.drives,
+                ..DriveOptions::default()
             },
             meddle: self.meddle,
             ..StageOptions::default()
@@ -244,20 +287,32 @@ fn main() -> Result<()> {
             qemu,
             compare,
             load,
-        } => finish(demo(&Screen::default(), &load.scene(qemu), compare)?),
+        } => finish(demo(&Screen::default(), &load.scene(qemu, None), compare)?),
         Command::Soak {
             runs,
             qemu,
             interleave_plain,
+            disks,
             load,
         } => {
             let options = SoakOptions {
                 runs,
-                scene: load.scene(qemu.0[0]),
+                scene: load.scene(qemu.0[0], disks.of_scene()),
                 qemus: qemu.0,
                 interleave_plain,
             };
             finish(soak(&Screen::default(), &options)?)
+        }
+        Command::Faults { qemu, only, logs } => {
+            finish(fault_matrix(&Screen::default(), &qemu.0, &only, logs)?)
+        }
+        Command::Bench(Bench::Mirror { qemu, mib, rounds }) => {
+            let options = MirrorBenchOptions {
+                qemu,
+                mebibytes: mib,
+                rounds,
+            };
+            mirror_bench(&Screen::default(), &options).map(drop)
         }
         Command::Sweep => sweep()?
             .iter()
@@ -299,13 +354,45 @@ struct Load {
 }
 
 impl Load {
-    fn scene(&self, qemu: QemuVersion) -> ShowScene {
+    fn scene(&self, qemu: QemuVersion, disks: Option<SceneDisks>) -> ShowScene {
         ShowScene {
             qemu,
+            disks,
             pps: self.pps,
             tcp: self.tcp,
             dirty: self.dirty,
         }
+    }
+}
+
+/// The disks of the soak.
+#[derive(Debug, Args)]
+struct Disks {
+    /// Give V so many local disks, and have it write to all of them all the time
+    #[arg(long, default_value_t = 0)]
+    drives: usize,
+    /// MiB of each
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..))]
+    drive_mib: u64,
+    /// 4 KiB records a second to each, or max
+    #[arg(long, default_value = "max", value_parser = parse_rate)]
+    write_rate: u64,
+}
+
+impl Disks {
+    fn of_scene(&self) -> Option<SceneDisks> {
+        (self.drives > 0).then_some(SceneDisks {
+            count: self.drives,
+            mebibytes: self.drive_mib,
+            rate: self.write_rate,
+        })
+    }
+}
+
+fn parse_rate(text: &str) -> Result<u64> {
+    match text {
+        "max" => Ok(DiskLoad::FLAT_OUT),
+        number => Ok(number.parse()?),
     }
 }
 

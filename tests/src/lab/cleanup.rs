@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::netns::run_command;
@@ -31,6 +32,7 @@ pub(crate) struct Belongings {
 #[derive(Debug, Default)]
 struct Things {
     netns: Vec<String>,
+    mounts: Vec<PathBuf>,
     removed: bool,
 }
 
@@ -66,6 +68,15 @@ impl Belongings {
             .push(name.to_owned());
     }
 
+    /// Notes a mount point below the lab's directory, before something is mounted there.
+    pub(crate) fn own_mount(&self, dir: &Path) {
+        self.things
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .mounts
+            .push(dir.to_owned());
+    }
+
     /// Removes everything, once. The lab's processes must have been killed before.
     pub(crate) fn remove(&self) {
         let mut things = self.things.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,6 +85,9 @@ impl Belongings {
         }
         for name in &things.netns {
             remove_netns(name);
+        }
+        for dir in &things.mounts {
+            unmount(dir);
         }
         drop(fs::remove_dir_all(&self.dir));
         // Stays while other labs are there.
@@ -90,6 +104,11 @@ fn remove_netns(name: &str) {
     if Path::new("/run/netns").join(name).exists() {
         drop(run_command(Command::new("ip").args(["netns", "del", name])));
     }
+}
+
+fn unmount(dir: &Path) {
+    // Also while somebody still has a file in it open. Fails where nothing is mounted.
+    umount2(dir, MntFlags::MNT_DETACH).ok();
 }
 
 /// Makes SIGINT and SIGTERM remove every lab of this program and end it with status 130.
@@ -137,6 +156,9 @@ pub fn sweep() -> Result<Vec<String>> {
         }
         for place in super::topology::PLACES {
             remove_netns(&super::topology::netns_name(&id, place));
+        }
+        for below in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+            unmount(&below.path());
         }
         drop(fs::remove_dir_all(entry.path()));
         swept.push(id);

@@ -14,11 +14,12 @@ mod qmp;
 mod topology;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 
 pub use self::cleanup::{remove_labs_on_signals, sweep};
 pub use self::image::{GuestImage, cache_dir};
@@ -54,6 +55,8 @@ pub struct LabConfig {
     pub tap_queue: u32,
     /// Memory load from the start: MB/s over MiB.
     pub dirty: Option<(u64, u64)>,
+    /// Whether the block nodes of the drives have names, so that errors can be injected into them.
+    pub named_drives: bool,
     /// More arguments for QEMU, on both nodes.
     pub extra_qemu_args: Vec<String>,
 }
@@ -66,6 +69,7 @@ impl Default for LabConfig {
             tap_mtu: 1450,
             tap_queue: 16_384,
             dirty: None,
+            named_drives: false,
             extra_qemu_args: Vec::new(),
         }
     }
@@ -129,6 +133,27 @@ impl Lab {
         self.belongings.dir()
     }
 
+    /// Makes a file system with room for so many bytes in the lab's directory; gone with the lab.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be mounted.
+    pub fn small_file_system(&self, name: &str, bytes: u64) -> Result<PathBuf> {
+        let dir = self.dir().join(name);
+        std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+        self.belongings.own_mount(&dir);
+        let options = format!("size={bytes}");
+        mount(
+            Some("katamaran-lab"),
+            &dir,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .with_context(|| format!("mount a tmpfs on {}", dir.display()))?;
+        Ok(dir)
+    }
+
     /// Starts a guest on a node, with `drives` as its disks.
     ///
     /// # Errors
@@ -143,6 +168,7 @@ impl Lab {
             mtu: self.config.tap_mtu,
             dirty: self.config.dirty,
             drives: drives.iter().map(|path| path.to_path_buf()).collect(),
+            named_drives: self.config.named_drives,
             extra_args: self.config.extra_qemu_args.clone(),
         };
         let name = format!("guest-{}", node.place());
@@ -191,6 +217,41 @@ impl Lab {
     /// When `ip` fails.
     pub fn converge(&self) -> Result<()> {
         self.network.route_guest_to(Node::B)
+    }
+
+    /// Pulls a node's cable out of the fabric: everything to and from it is gone, without a word.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn cut_link(&self, node: Node) -> Result<()> {
+        let port = node.fabric_port();
+        self.network.fabric.ip(&format!("link set {port} down"))
+    }
+
+    /// Lets only so many bytes per second of what goes to a TCP port of node B through, and all else as
+    /// ever. V's own packets are not in the way.
+    ///
+    /// # Errors
+    ///
+    /// When `tc` fails, for one because this has been done before.
+    pub fn slow_path_to_b(&self, port: u16, bytes_per_second: u64) -> Result<()> {
+        let device = Node::B.fabric_port();
+        for command in [
+            &format!("qdisc add dev {device} root handle 1: htb"),
+            &format!(
+                "class add dev {device} parent 1: classid 1:1 htb rate {bytes_per_second}bps burst 128k"
+            ),
+            &format!("qdisc add dev {device} parent 1:1 bfifo limit 512k"),
+            &format!(
+                "filter add dev {device} parent 1: protocol ip u32 match ip protocol 6 0xff \
+                 match ip dport {port} 0xffff flowid 1:1"
+            ),
+        ] {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            self.network.fabric.command("tc", &words)?;
+        }
+        Ok(())
     }
 
     /// Drops what matches an nftables expression on its way through the fabric, such as

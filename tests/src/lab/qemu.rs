@@ -97,6 +97,8 @@ pub struct GuestSpec {
     pub dirty: Option<(u64, u64)>,
     /// Raw disk images: the first becomes `drive-virtio-disk0`.
     pub drives: Vec<PathBuf>,
+    /// Whether the drives' block nodes have names: `disk0` on top of `file0`, and so on.
+    pub named_drives: bool,
     /// More arguments for QEMU, on both ends.
     pub extra_args: Vec<String>,
 }
@@ -187,17 +189,18 @@ impl Guest {
                 .args(["-mon", &format!("chardev={id},mode=control")]);
         }
         for (index, drive) in spec.drives.iter().enumerate() {
-            let node = format!("drive-virtio-disk{index}");
-            command
-                .args(["-drive"])
-                .arg(format!(
-                    "file={},format=raw,if=none,id={node}",
-                    drive.display()
-                ))
-                .args([
-                    "-device",
-                    &format!("virtio-blk-pci,drive={node},id=virtio-disk{index}"),
-                ]);
+            let id = format!("drive-virtio-disk{index}");
+            let mut line = format!("file={},format=raw,if=none,id={id}", drive.display());
+            if spec.named_drives {
+                // Blocks of zeros take no room: a file system can get full at any time.
+                line.push_str(&format!(
+                    ",discard=unmap,node-name=disk{index},file.node-name=file{index}"
+                ));
+            }
+            command.args(["-drive", &line]).args([
+                "-device",
+                &format!("virtio-blk-pci,drive={id},id=virtio-disk{index}"),
+            ]);
         }
         match start {
             Start::Boot => {}

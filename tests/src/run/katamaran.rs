@@ -108,6 +108,10 @@ impl KatamaranProcess {
         }
         if !matches!(stage.options.storage, Storage::Local(_)) {
             command.arg("--shared-storage");
+        } else if stage.drives.len() > 1 {
+            let ids = (0..stage.drives.len()).map(|drive| format!("drive-virtio-disk{drive}"));
+            command.arg("--drive-id");
+            command.arg(ids.collect::<Vec<_>>().join(","));
         }
         command.args(args);
         let create =

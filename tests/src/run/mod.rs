@@ -4,14 +4,26 @@
 
 mod baseline;
 mod disk;
+mod drives;
+mod fault;
+mod fault_run;
+mod go_order;
 mod katamaran;
 mod migration;
+#[path = "../../guest/src/record.rs"]
+mod record;
+mod records;
 mod result;
 mod stage;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::disk::{DiskLoad, DiskResult};
+pub use self::drives::{Destination, DriveOptions};
+pub use self::fault::{Fault, Moment};
+pub use self::fault_run::{FaultCase, FaultRun, run_with_fault};
+pub use self::go_order::{GoOrderOptions, GoOrderRun, Mishap, mirror_directly, run_go_order};
 pub use self::katamaran::{KatamaranProcess, Role, Stderr, katamaran_binary};
 pub use self::migration::{Ended, Migration, MigrationOptions, run_migration, settle};
+pub use self::records::DriveResult;
 pub use self::result::{ClientResult, MigrationRun, SideResult};
 pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};

@@ -17,7 +17,7 @@ pub struct ClientResult {
     pub tcp_v4: Option<TcpResult>,
     /// The TCP connection over IPv6.
     pub tcp_v6: Option<TcpResult>,
-    /// V's own writes to its disk.
+    /// V's own writes to its disks.
     pub disk: Option<DiskResult>,
     /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
     pub calm_ns: Option<(u64, u64)>,
@@ -131,10 +131,10 @@ impl MigrationRun {
         }
         if let Some(disk) = &self.client.disk {
             line.push_str(&format!(
-                " disk[acknowledged={} stale={} torn={}]",
-                disk.acknowledged,
-                disk.stale_blocks.len(),
-                disk.torn_blocks.len()
+                " disk[acknowledged={} lost={} torn={}]",
+                disk.acknowledged(),
+                disk.lost(),
+                disk.torn()
             ));
         }
         for (name, side) in [("source", &self.source), ("dest", &self.dest)] {

@@ -1,6 +1,5 @@
 //! A lab with V running on A, an empty QEMU waiting on B, and traffic on: where a migration begins.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,15 +7,18 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::disk::{self, DiskLoad};
+use super::drives::{self, DriveOptions};
 use super::result::ClientResult;
 use crate::lab::{
     Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
 };
-use crate::traffic::{Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
+use crate::traffic::{AckCollector, Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 /// Traffic that must have come back before a migration may begin.
 const WARM_UP_PACKETS: u64 = 200;
+/// Records that every disk must have acknowledged before a migration may begin.
+const WARM_UP_RECORDS: u64 = 10;
 /// Traffic that must come back after the end.
 const TAIL_PACKETS: u64 = 200;
 const TRAFFIC_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,7 +38,7 @@ pub struct TrafficSpec {
     pub tcp_v4: Option<u64>,
     /// Bytes per second over TCP on IPv6.
     pub tcp_v6: Option<u64>,
-    /// What V writes to its disk.
+    /// What V writes to each of its disks.
     pub disk: Option<DiskLoad>,
 }
 
@@ -72,9 +74,9 @@ impl Default for TrafficSpec {
 pub enum Storage {
     /// None.
     Diskless,
-    /// One raw image per node, of so many MiB: has to be mirrored.
+    /// Raw images on each node, of so many MiB: have to be mirrored.
     Local(u64),
-    /// One raw image that both nodes open, of so many MiB.
+    /// Raw images that both nodes open, of so many MiB.
     Shared(u64),
 }
 
@@ -87,6 +89,8 @@ pub struct StageOptions {
     pub traffic: TrafficSpec,
     /// The disks.
     pub storage: Storage,
+    /// How the disks are made.
+    pub drives: DriveOptions,
     /// How the QEMU on B starts.
     pub incoming: Start,
     /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
@@ -101,6 +105,7 @@ impl Default for StageOptions {
             lab: LabConfig::default(),
             traffic: TrafficSpec::default(),
             storage: Storage::Diskless,
+            drives: DriveOptions::default(),
             incoming: Start::Incoming,
             meddle: false,
             calm: Duration::ZERO,
@@ -133,6 +138,8 @@ pub struct Client {
     udp_v6: Option<UdpTraffic>,
     tcp_v4: Option<TcpTraffic>,
     tcp_v6: Option<TcpTraffic>,
+    /// What V reports of its writes.
+    acks: Option<AckCollector>,
     calm_ns: Option<(u64, u64)>,
 }
 
@@ -165,8 +172,19 @@ impl Client {
             tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
             udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
+            acks: None,
             calm_ns: None,
         })
+    }
+
+    /// Waits until V's disks have acknowledged `count` more records each.
+    ///
+    /// # Errors
+    ///
+    /// When one has not in 10 s.
+    pub fn wait_for_writes(&self, count: u64) -> Result<()> {
+        let acks = self.acks.as_ref().context("V writes nothing")?;
+        acks.wait_for_more(count, Instant::now() + TRAFFIC_DEADLINE)
     }
 
     /// Has UDP packets marked from now on, or no more.
@@ -226,8 +244,8 @@ pub struct Stage {
     pub qmp_a: Qmp,
     /// The lab's connection to the waiting QEMU.
     pub qmp_b: Qmp,
-    /// V's images on A and on B, if it has a disk.
-    pub drives: Option<[PathBuf; 2]>,
+    /// V's images on A and on B, one pair per drive.
+    pub drives: Vec<[PathBuf; 2]>,
     /// The namespaces.
     pub lab: Lab,
     /// What it was set with.
@@ -255,24 +273,21 @@ impl Stage {
     ) -> Result<Self> {
         let lab = Lab::new(options.lab.clone())?;
         tell("lab", "client, router, node A and node B are connected")?;
-        let drives = make_drives(lab.dir(), options.storage)?;
-        let drive = |at: usize| {
-            drives
-                .iter()
-                .map(|both| both[at].as_path())
-                .collect::<Vec<_>>()
-        };
-        let guest_a = lab.start_guest(Node::A, Start::Boot, &drive(0))?;
-        let guest_b = lab.start_guest(Node::B, options.incoming, &drive(1))?;
+        let drives = drives::make(&lab, options.storage, options.drives)?;
+        let guest_a = lab.start_guest(Node::A, Start::Boot, &images(&drives, Node::A))?;
+        let guest_b = lab.start_guest(Node::B, options.incoming, &images(&drives, Node::B))?;
         tell("VM", "boots on A; an empty QEMU waits for it on B")?;
         lab.wait_for_echo(Instant::now() + BOOT_DEADLINE)
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
-        if let Some(load) = options.traffic.disk {
-            disk::start(&lab, load)?;
-        }
         tell("VM", "is up")?;
         let mut client = Client::start(&lab, &options.traffic)?;
+        if let Some(load) = options.traffic.disk {
+            let acks = AckCollector::start(&lab.network().client, drives.len())?;
+            disk::start(&lab, load, drives.len(), &acks)?;
+            client.acks = Some(acks);
+            client.wait_for_writes(WARM_UP_RECORDS)?;
+        }
         client.wait_for_more(WARM_UP_PACKETS)?;
         tell("client", &options.traffic.describe())?;
         client.stay_calm(options.calm);
@@ -350,10 +365,11 @@ impl Stage {
     ///
     /// When a socket failed, or the traffic was stopped before.
     pub fn finish_traffic(&mut self) -> Result<(ClientResult, Option<String>)> {
-        let client = self
+        let mut client = self
             .client
             .take()
             .context("the traffic was stopped before")?;
+        let acks = client.acks.take();
         let silence = client.wait_for_more(TAIL_PACKETS).err().map(|err| {
             let mut text = format!(
                 "{err}
@@ -371,11 +387,21 @@ impl Stage {
             text
         });
         let mut result = client.stop()?;
-        if let (Some(load), Some(drives)) = (self.options.traffic.disk, &self.drives) {
+        if let (Some(load), Some(acks)) = (self.options.traffic.disk, acks) {
             let status = self.qmp_b.command("query-status", Value::Null);
-            let on_b = status.is_ok_and(|status| status["running"] == true);
-            let image = &drives[usize::from(on_b)];
-            result.disk = Some(disk::settle(&self.lab, load, image)?);
+            let node = match status {
+                // It has run there also if it stands still because of an I/O error.
+                Ok(status) if status["running"] == true || status["status"] == "io-error" => {
+                    Node::B
+                }
+                _ => Node::A,
+            };
+            let images: Vec<PathBuf> = images(&self.drives, node)
+                .into_iter()
+                .map(Path::to_owned)
+                .collect();
+            let options = self.options.drives;
+            result.disk = Some(disk::settle(&self.lab, load, options, &images, acks)?);
         }
         Ok((result, silence))
     }
@@ -415,21 +441,13 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The images for A and B.
-fn make_drives(dir: &Path, storage: Storage) -> Result<Option<[PathBuf; 2]>> {
-    let make = |name: &str, mebibytes: u64| {
-        let path = dir.join(name);
-        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        file.set_len(mebibytes << 20)
-            .with_context(|| format!("size {}", path.display()))?;
-        anyhow::Ok(path)
-    };
-    match storage {
-        Storage::Diskless => Ok(None),
-        Storage::Local(size) => Ok(Some([make("disk-a.raw", size)?, make("disk-b.raw", size)?])),
-        Storage::Shared(size) => {
-            let path = make("disk.raw", size)?;
-            Ok(Some([path.clone(), path]))
-        }
-    }
+/// The images that a node opens.
+fn images(drives: &[[PathBuf; 2]], node: Node) -> Vec<&Path> {
+    drives
+        .iter()
+        .map(|[a, b]| match node {
+            Node::A => a.as_path(),
+            Node::B => b.as_path(),
+        })
+        .collect()
 }

@@ -93,6 +93,21 @@ pub(super) fn faults(run: &MigrationRun) -> Vec<String> {
     if !run.client.tcp().all(|tcp| tcp.intact) {
         faults.push("the TCP stream is not intact".to_owned());
     }
+    if let Some(disk) = &run.client.disk {
+        for (drive, of) in disk.drives.iter().enumerate() {
+            if !of.is_intact() {
+                let error = of.error.as_deref().unwrap_or("no error");
+                faults.push(format!(
+                    "drive {drive}: {} blocks lost, {} torn, {} misplaced, {} altered, {error}",
+                    of.lost_blocks.len(),
+                    of.torn_blocks.len(),
+                    of.misplaced_blocks.len(),
+                    of.altered_blocks.len()
+                ));
+            }
+        }
+        faults.extend(disk.unsettled.clone());
+    }
     if let Some(silence) = &run.silence {
         let first = silence.lines().next().unwrap_or_default();
         faults.push(format!("the VM fell silent: {first}"));

@@ -8,13 +8,19 @@
 //! | gap | the longest time around the cutover, from 1 s before V's STOP to 1 s after it, in which the client had something outstanding and got no answer |
 //! | calm | the same, over as long a time before the migration: what the machine does by itself |
 //! | downtime | STOP to RESUME, by QEMU's own events |
+//! | stall | the longest time around the cutover in which one of V's disks acknowledged nothing to V, as the client hears of it |
+//! | write | V's longest write by V's own clock, which stands still while V is stopped |
 //! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
 
 mod compare;
 mod cutover;
 mod demo;
+mod disk_soak;
+mod disks;
+mod faults;
 mod figures;
 mod live;
+mod mirror_bench;
 mod scene;
 mod screen;
 mod soak;
@@ -22,6 +28,8 @@ mod spread;
 mod table;
 
 pub use self::demo::demo;
-pub use self::scene::Scene;
+pub use self::faults::fault_matrix;
+pub use self::mirror_bench::{MirrorBenchOptions, mirror_bench};
+pub use self::scene::{Scene, SceneDisks};
 pub use self::screen::Screen;
 pub use self::soak::{SoakOptions, soak};

@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::figures::CALM;
 use crate::lab::{LabConfig, QemuVersion};
 use crate::run::{
-    Baseline, BaselineOptions, MigrationOptions, MigrationRun, StageOptions, TrafficSpec,
-    run_baseline, run_migration,
+    Baseline, BaselineOptions, DiskLoad, DriveOptions, MigrationOptions, MigrationRun,
+    StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 
 /// QEMU's downtime-limit of the plain migrations, in ms: the shortest one that it keeps on an idle VM.
@@ -25,6 +25,32 @@ pub struct Scene {
     pub tcp: u64,
     /// Memory that the guest dirties: MB/s over MiB.
     pub dirty: Option<(u64, u64)>,
+    /// V's disks, if it has any.
+    pub disks: Option<SceneDisks>,
+}
+
+/// Local disks that V writes to all the time. A quarter of each is data that it does not touch.
+#[derive(Debug, Clone, Copy)]
+pub struct SceneDisks {
+    /// How many.
+    pub count: usize,
+    /// MiB of each.
+    pub mebibytes: u64,
+    /// 4 KiB records a second to each, or [`DiskLoad::FLAT_OUT`].
+    pub rate: u64,
+}
+
+impl SceneDisks {
+    fn filled_mib(self) -> u64 {
+        self.mebibytes / 4
+    }
+
+    fn load(self) -> DiskLoad {
+        DiskLoad {
+            rate: self.rate,
+            blocks: ((self.mebibytes - self.filled_mib()) << 20) / 4096,
+        }
+    }
 }
 
 impl Scene {
@@ -40,8 +66,20 @@ impl Scene {
             traffic: TrafficSpec {
                 pps_v4: self.pps,
                 tcp_v4: (self.tcp > 0).then_some(self.tcp),
+                disk: self.disks.map(SceneDisks::load),
                 ..TrafficSpec::default()
             },
+            storage: match self.disks {
+                Some(disks) => Storage::Local(disks.mebibytes),
+                None => Storage::Diskless,
+            },
+            drives: self
+                .disks
+                .map_or_else(DriveOptions::default, |disks| DriveOptions {
+                    count: disks.count,
+                    filled_mib: disks.filled_mib(),
+                    ..DriveOptions::default()
+                }),
             calm: CALM,
             ..StageOptions::default()
         }

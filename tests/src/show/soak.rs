@@ -1,10 +1,11 @@
 //! Migration after migration, and what they amount to.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::disk_soak::disk_soak;
 use super::figures::{faults, gaps, ms, report, udp, verdict};
 use super::scene::Scene;
 use super::screen::Screen;
@@ -91,6 +92,9 @@ impl Outcome {
 ///
 /// When the evidence of a bad run can't be kept, or nobody reads what is printed.
 pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
+    if options.scene.disks.is_some() {
+        return disk_soak(screen, options);
+    }
     let plain_too = match options.interleave_plain {
         true => ",\neach followed by a plain QEMU migration",
         false => "",
@@ -105,7 +109,7 @@ pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
         "run", "QEMU", "verdict", "lost", "dup", "reord", "TCP", "downtime", "blackout", "gap",
         "calm",
     ]))?;
-    let evidence = std::env::temp_dir().join(format!("katamaran-soak-{}", now_ns() / 1_000_000));
+    let evidence = evidence_dir();
     let mut outcomes = Vec::new();
     for run in 1..=options.runs {
         for qemu in &options.qemus {
@@ -226,8 +230,13 @@ fn line(cells: [&str; 11]) -> String {
     )
 }
 
+/// Where the evidence of this soak goes.
+pub(super) fn evidence_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("katamaran-soak-{}", now_ns() / 1_000_000))
+}
+
 /// Keeps what both sides said and reported of a run that was not perfect.
-fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
+pub(super) fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
     keep(dir, "run.json", &serde_json::to_string_pretty(run)?)?;
     for (name, side) in [("source", &run.source), ("dest", &run.dest)] {
         let Some(side) = side else { continue };
@@ -244,7 +253,7 @@ fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
     }
 }
 
-fn keep(dir: &Path, name: &str, text: &str) -> Result<()> {
+pub(super) fn keep(dir: &Path, name: &str, text: &str) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))

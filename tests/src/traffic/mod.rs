@@ -5,11 +5,13 @@
 //! was not scheduled for a while shows no gap of its own making.
 
 pub mod account;
+mod acks;
 mod silence;
 mod tcp;
 mod udp;
 
 pub use self::account::UdpResult;
+pub use self::acks::{AckCollector, AckRecord};
 pub use self::silence::{Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
 pub use self::udp::{Mark, UdpLoad, UdpTraffic};

@@ -334,7 +334,7 @@ fn to_array(word: &[u8]) -> [u8; 8] {
 }
 
 /// The kernel's own time of arrival.
-fn arrival_ns<'a>(mut messages: impl Iterator<Item = ControlMessageOwned> + 'a) -> u64 {
+pub(super) fn arrival_ns<'a>(mut messages: impl Iterator<Item = ControlMessageOwned> + 'a) -> u64 {
     let stamp = messages.find_map(|message| match message {
         ControlMessageOwned::ScmTimestampns(stamp) => Some(stamp),
         _ => None,
