@@ -41,7 +41,7 @@ fn stage(qemu: QemuVersion) -> Stage {
 }
 
 fn image(stage: &Stage) -> PathBuf {
-    stage.drives.as_ref().unwrap()[0].clone()
+    stage.drives[0][0].clone()
 }
 
 /// The bytes of an image that anybody on this machine holds OFD locks on, by their first ones.

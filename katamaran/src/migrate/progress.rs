@@ -288,8 +288,8 @@ impl From<&DriveProgress> for metrics::Disk {
     }
 }
 
-/// MiB per second, or `?` before the first measurement.
-fn mib(rate: Option<f64>, decimals: usize) -> String {
+/// MiB per second, or `?` where it was not measured.
+pub(crate) fn mib(rate: Option<f64>, decimals: usize) -> String {
     rate.map_or_else(
         || "?".to_owned(),
         |rate| format!("{:.decimals$}", rate / MIB),

@@ -60,10 +60,10 @@ pub struct PhaseTime {
 pub struct Ram {
     pub total: u64,
     pub transferred: u64,
-    /// Measured, bytes per second.
-    pub bandwidth: f64,
-    /// Measured, bytes per second.
-    pub dirty_rate: f64,
+    /// Bytes per second; absent when the copy was too short to measure it.
+    pub bandwidth: Option<f64>,
+    /// The same.
+    pub dirty_rate: Option<f64>,
     pub passes: u64,
     /// Bytes that were left when the VM was stopped, as predicted and as QEMU counted.
     pub remaining_at_stop: Option<u64>,

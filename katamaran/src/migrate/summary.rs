@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::ledger::{Count, Verdict};
 use super::message::{Buffer, Tunnel};
+use super::progress::mib;
 use super::report::{Outcome, Report, Role};
 
 /// Renders the summary that a migration prints on standard output.
@@ -110,11 +111,11 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
         );
         writeln!(
             out,
-            "  RAM       {total:.1} MiB, {sent:.1} MiB sent in {} passes at {:.0} MiB/s\n            \
-             guest dirties {:.1} MiB/s",
+            "  RAM       {total:.1} MiB, {sent:.1} MiB sent in {} passes at {} MiB/s\n            \
+             guest dirties {} MiB/s",
             ram.passes,
-            ram.bandwidth / 1048576.0,
-            ram.dirty_rate / 1048576.0,
+            mib(ram.bandwidth, 0),
+            mib(ram.dirty_rate, 1),
         )?;
     }
     if let Some(ms) = r.downtime_ms {

@@ -11,8 +11,12 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use super::descriptors::{self, Descriptor, Inode};
 use super::{Result, VolumeError};
 
-/// A volume of a QEMU on this node. It is open for reading only, in an open file of our own, whose
-/// locks live as long as this value, and never longer than this process.
+/// A volume of a QEMU on this node, in an open file of our own, whose locks live as long as this value, and
+/// never longer than this process.
+///
+/// A file is open for writing, too, where that is allowed, and never written to: an NFS client that has
+/// a file open for reading only may be delegated it, and then keeps its locks to itself. An open for
+/// writing on another node takes the delegation back, and the locks go to the server (RFC 8881, 10.4).
 #[derive(Debug)]
 pub struct Volume {
     /// As QEMU names it.
@@ -39,7 +43,7 @@ impl Volume {
             format!("/proc/{pid}/fd to {}", path.display()),
         ))?;
         let first = descriptors.first().ok_or_else(not_open)?;
-        let file = reopen(pid, first.fd).map_err(VolumeError::io("open", path))?;
+        let file = reopen(pid, first.fd, inode).map_err(VolumeError::io("open", path))?;
         let metadata = file.metadata().map_err(VolumeError::io("look at", path))?;
         // QEMU may have closed it in between, and opened something else.
         if Inode::of(&metadata) != Some(inode) {
@@ -117,29 +121,42 @@ fn resolve(pid: i32, path: &Path) -> Result<Inode> {
 
 /// A new open file of what a descriptor is open on. A file server may deny root what it grants to the
 /// user that QEMU runs as (`root_squash`).
-fn reopen(pid: i32, fd: i32) -> std::io::Result<File> {
+fn reopen(pid: i32, fd: i32, inode: Inode) -> std::io::Result<File> {
     let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
-    match File::open(&path) {
-        Err(error)
-            if matches!(
-                error.raw_os_error().map(Errno::from_raw),
-                Some(Errno::EACCES | Errno::EPERM)
-            ) =>
-        {
+    match open(&path, inode) {
+        Err(error) if is_denied(&error) => {
             let (uid, gid) = owner(pid)?;
-            open_as(uid, gid, path)
+            open_as(uid, gid, path, inode)
         }
         other => other,
     }
 }
 
+fn open(path: &Path, inode: Inode) -> std::io::Result<File> {
+    // Closing a device that was open for writing has udev look at it again.
+    if matches!(inode, Inode::Device { .. }) {
+        return File::open(path);
+    }
+    match File::options().read(true).write(true).open(path) {
+        Err(error) if is_denied(&error) => File::open(path),
+        other => other,
+    }
+}
+
+fn is_denied(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::ETXTBSY)
+    )
+}
+
 /// Opens a file with the file system rights of another user, on a thread that ends with that.
-fn open_as(uid: Uid, gid: Gid, path: PathBuf) -> std::io::Result<File> {
+fn open_as(uid: Uid, gid: Gid, path: PathBuf, inode: Inode) -> std::io::Result<File> {
     std::thread::spawn(move || {
         // These two tell the former id and nothing else; where they have no effect, open(2) fails.
         setfsgid(gid);
         setfsuid(uid);
-        File::open(path)
+        open(&path, inode)
     })
     .join()
     .unwrap_or_else(|_panic| Err(std::io::Error::other("the thread that opens it died")))
@@ -215,10 +232,11 @@ mod tests {
         std::fs::write(&image, b"x").unwrap();
         std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o600)).unwrap();
         let (uid, gid) = (Uid::from_raw(65_534), Gid::from_raw(65_534));
-        let error = open_as(uid, gid, image.clone()).unwrap_err();
+        let inode = Inode::of(&std::fs::metadata(&image).unwrap()).unwrap();
+        let error = open_as(uid, gid, image.clone(), inode).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         std::os::unix::fs::chown(&image, Some(65_534), None).unwrap();
-        assert!(open_as(uid, gid, image.clone()).is_ok());
+        assert!(open_as(uid, gid, image.clone(), inode).is_ok());
         // The rest of this process is who it was.
         std::os::unix::fs::chown(&image, Some(0), None).unwrap();
         assert!(File::open(&image).is_ok());

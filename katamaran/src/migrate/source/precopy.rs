@@ -382,8 +382,8 @@ fn note_ram(run: &mut Run, controller: &Controller, now: Reading, total: u64) {
     run.report.ram = Some(Ram {
         total,
         transferred: now.transferred,
-        bandwidth: controller.bandwidth(),
-        dirty_rate: controller.dirty_rate(),
+        bandwidth: controller.measured_bandwidth(),
+        dirty_rate: controller.measured_dirty_rate(),
         passes: now.syncs,
         remaining_at_stop: Some(now.remaining),
     });
