@@ -73,7 +73,7 @@ pub(crate) async fn hand_over(
                     });
                 }
                 error = relay.failed() => return Err(error).doing("carry the RAM stream"),
-                () = run.stop.cancelled() => return Err(MigrateError::Interrupted),
+                over = run.cut_short() => return Err(over),
                 () = tokio::time::sleep_until(end) => {
                     return Err(MigrateError::Deadline { what: "the end of the RAM copy", within });
                 }
