@@ -24,6 +24,9 @@ pub const PREAMBLE: Duration = Duration::from_secs(3);
 /// A QMP command that opens, closes or exports a disk: it reads from it, or waits for requests under way.
 pub const QMP_BLOCK: Duration = Duration::from_secs(10);
 
+/// QEMU connecting to the destination's drive. It stands still meanwhile, and the guest with it.
+pub const NBD_OPEN: Duration = Duration::from_secs(3);
+
 /// A block job that was started has to be seen by then.
 pub const JOB_APPEARS: Duration = Duration::from_secs(30);
 
@@ -39,6 +42,9 @@ pub const JOB_STALL: Duration = Duration::from_secs(20);
 
 /// Bringing the disks in step before the VM is stopped: what is left is what was written in a moment.
 pub const JOB_SYNC: Duration = Duration::from_secs(30);
+
+/// Stopping a VM whose writes wait for the destination, too: that one may be gone.
+pub const STOP_MIRRORED: Duration = Duration::from_secs(5);
 
 /// From the VM's stop until every drive is the destination's: the jobs have ended, the exports are closed.
 pub const HAND_OVER: Duration = Duration::from_secs(20);
