@@ -24,6 +24,9 @@ pub const PREAMBLE: Duration = Duration::from_secs(3);
 /// A QMP command that opens, closes or exports a disk: it reads from it, or waits for requests under way.
 pub const QMP_BLOCK: Duration = Duration::from_secs(10);
 
+/// QEMU connecting to the destination's drive. It stands still meanwhile, and the guest with it.
+pub const NBD_OPEN: Duration = Duration::from_secs(3);
+
 /// A block job that was started has to be seen by then.
 pub const JOB_APPEARS: Duration = Duration::from_secs(30);
 

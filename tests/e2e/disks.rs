@@ -7,7 +7,7 @@ use katamaran_tests::run::{
 };
 use serde_json::Value;
 
-use crate::support::{all, number, report, require, side};
+use crate::support::{all, both, number, report, require, side};
 
 const DISK_MIB: u64 = 64;
 
@@ -107,4 +107,41 @@ fn the_copy_keeps_to_its_limit_and_the_guests_writes_do_not() {
     assert!((2.0..=20.0).contains(&seconds), "{seconds} s");
     let told = &side(&run.source).stderr;
     assert!(told.contains("percent="), "no progress in:\n{told}");
+}
+
+#[test]
+fn what_can_not_be_mirrored_is_refused_and_the_next_try_moves() {
+    require!(Root, Bpf, Lab);
+    let options = options(QemuVersion::V10_0);
+    let mut stage = Stage::set(options.stage.clone()).unwrap();
+    let mut refused = |source: &str, dest: &str, status: i32, words: &str| {
+        let flags = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        let options = MigrationOptions {
+            source_args: flags(source),
+            dest_args: flags(dest),
+            ..options.clone()
+        };
+        let (ended, _) = Migration::begin(&mut stage, &options)
+            .unwrap()
+            .end()
+            .unwrap();
+        assert_eq!(ended.source.status, Some(status), "{}", both(&ended));
+        let error = report(&ended.source)["error"].as_str().unwrap();
+        assert!(error.contains(words), "{words:?} is not in {error:?}");
+        assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+    };
+    refused(
+        "--drive-id=nope",
+        "",
+        2,
+        "no drive nope: the VM has drive-virtio-disk0",
+    );
+    refused("", "--drive-id=virtio-disk0", 2, "give both nodes the same");
+    refused("", "--shared-storage", 2, "give it on both nodes");
+    let (ended, timeline) = Migration::begin(&mut stage, &options)
+        .unwrap()
+        .end()
+        .unwrap();
+    let run = settle(&mut stage, ended, &timeline).unwrap();
+    assert_moved(&run);
 }

@@ -268,9 +268,10 @@ mod tests {
                     virtual_size: 512,
                     format: "raw".into(),
                     read_only: false,
+                    device: None,
                 })
                 .unwrap(),
-                r#"{"id":"disk","virtual_size":512,"format":"raw","read_only":false}"#,
+                r#"{"id":"disk","virtual_size":512,"format":"raw","read_only":false,"device":null}"#,
             ),
             (
                 serde_json::to_string(&Request::Hello {

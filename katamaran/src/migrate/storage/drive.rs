@@ -18,6 +18,8 @@ pub struct DriveDescription {
     /// The driver of the format, such as `raw`.
     pub format: String,
     pub read_only: bool,
+    /// The id of the device that the guest sees it as, if it has one.
+    pub device: Option<String>,
 }
 
 /// A drive of the QEMU on this node.
@@ -106,6 +108,20 @@ pub(crate) fn compare(
             problems.push(format!(
                 "drive {} has format {} on the source and {} here: start both QEMUs with the same options",
                 ours.id, theirs.format, ours.format
+            ));
+        }
+    }
+    for drive in &drives {
+        let ours = &drive.description;
+        let theirs = theirs.iter().find(|d| d.id == ours.id);
+        // The guest would find its disks exchanged.
+        if let Some(Some(theirs)) = theirs.map(|d| &d.device)
+            && let Some(device) = &ours.device
+            && theirs != device
+        {
+            problems.push(format!(
+                "drive {} is the guest's device {theirs} on the source and {device} here: start both QEMUs with the same options",
+                ours.id
             ));
         }
     }
@@ -207,6 +223,7 @@ fn find(id: &str, disks: &[BlockInfo], place: &str) -> Result<Drive, String> {
             virtual_size,
             format: format.to_owned(),
             read_only,
+            device: disk.device_id().map(str::to_owned),
         },
         node: node.to_owned(),
     })
@@ -306,6 +323,21 @@ mod tests {
         );
         let nodes: Vec<String> = found.unwrap().into_iter().map(|d| d.node).collect();
         assert_eq!(nodes, ["#b", "#a"]);
+    }
+
+    #[test]
+    fn drives_that_the_guest_would_find_exchanged_are_refused() {
+        let theirs = [disk("a", 9, "raw", false), disk("b", 9, "raw", false)];
+        let mut ours = theirs.clone();
+        let device = ours[0].qdev.take();
+        ours[0].qdev = std::mem::replace(&mut ours[1].qdev, device);
+        let text = compare(&described(&theirs, &["a", "b"]), None, &ours)
+            .unwrap_err()
+            .join("\n");
+        assert!(
+            text.contains("drive a is the guest's device a-dev on the source and b-dev here"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -38,16 +38,17 @@ impl BlockInfo {
             && (self.device == id || self.node_name() == Some(id) || self.device_id() == Some(id))
     }
 
-    /// The front end's id. `qdev` is that id, or a path where the disk is a part of the device:
-    /// `/machine/peripheral/ID/virtio-backend`.
+    /// The front end's id, if it was given one. `qdev` is that id, or a path where the disk is a part of the
+    /// device: `/machine/peripheral/ID/virtio-backend`.
     #[must_use]
     pub fn device_id(&self) -> Option<&str> {
         let qdev = self.qdev.as_deref()?;
-        match qdev.strip_prefix("/machine/peripheral/") {
+        let id = match qdev.strip_prefix("/machine/peripheral/") {
             Some(path) => path.split('/').next(),
-            None => qdev.rsplit('/').next(),
-        }
-        .filter(|id| !id.is_empty())
+            // A path of a device without an id says where it was put, and no more.
+            None => Some(qdev).filter(|qdev| !qdev.starts_with('/')),
+        };
+        id.filter(|id| !id.is_empty())
     }
 
     /// What to call this disk when nobody has named it.
@@ -160,7 +161,7 @@ pub struct BlockdevDel {
 commands! {
     QueryBlock = "query-block", within deadline::QMP_QUICK => Vec<BlockInfo>;
     QueryNamedBlockNodes = "query-named-block-nodes", within deadline::QMP_QUICK => Vec<BlockNodeInfo>;
-    BlockdevAddNbd = "blockdev-add", within deadline::QMP_BLOCK => Done;
+    BlockdevAddNbd = "blockdev-add", within deadline::NBD_OPEN => Done;
     BlockdevDel = "blockdev-del", within deadline::QMP_BLOCK => Done;
 }
 
@@ -194,6 +195,12 @@ mod tests {
         let new = info("", Some("scsi0"), "root");
         assert!(new.is_called("scsi0") && new.is_called("root") && !new.is_called(""));
         assert_eq!(new.best_name(), "scsi0");
+        let nameless = info(
+            "",
+            Some("/machine/peripheral-anon/device[0]/virtio-backend"),
+            "n",
+        );
+        assert!(!nameless.is_called("virtio-backend") && nameless.device_id().is_none());
     }
 
     #[test]
