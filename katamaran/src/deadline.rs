@@ -43,6 +43,9 @@ pub const JOB_STALL: Duration = Duration::from_secs(20);
 /// Bringing the disks in step before the VM is stopped: what is left is what was written in a moment.
 pub const JOB_SYNC: Duration = Duration::from_secs(30);
 
+/// Stopping a VM whose writes wait for the destination, too: that one may be gone.
+pub const STOP_MIRRORED: Duration = Duration::from_secs(5);
+
 /// From the VM's stop until every drive is the destination's: the jobs have ended, the exports are closed.
 pub const HAND_OVER: Duration = Duration::from_secs(20);
 

@@ -58,7 +58,10 @@ pub(crate) struct Moments {
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
     run.check_interrupt()?;
     if let Some(mirror) = &ready.armed.mirror {
-        mirror.confirm_in_step().await?;
+        let confirmed = mirror.confirm_in_step().await;
+        if let Err(error) = confirmed {
+            return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
+        }
     }
     match ready
         .armed
@@ -88,7 +91,10 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
             );
             recover::after_early_stop(&ready.armed, run, &event).await?
         }
-        None => flip_drain_stop(&mut ready, run).await?,
+        None => match flip_drain_stop(&mut ready, run).await {
+            Ok(moments) => moments,
+            Err(error) => return Err(cause_of(&mut ready.armed.prepared.notices, error).await),
+        },
     };
     run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
     ready.governor.set(Pace::Full);
@@ -129,13 +135,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     let drained = drain(armed).await;
     armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
-    armed
-        .prepared
-        .node
-        .qmp
-        .execute(Stop)
-        .await
-        .doing("stop the VM")?;
+    stop(armed).await?;
     run.report.cutover.stopped_ms = Some(ms_since(flip));
     let event = armed
         .prepared
@@ -151,6 +151,19 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
         stopped_us: event.timestamp_us,
         drained,
     })
+}
+
+/// A stop waits for the guest's writes under way, and these for the destination's drives.
+async fn stop(armed: &Armed) -> Result<(), MigrateError> {
+    let qmp = &armed.prepared.node.qmp;
+    let Some(mirror) = &armed.mirror else {
+        return qmp.execute(Stop).await.doing("stop the VM").map(|_| ());
+    };
+    let stopped = qmp.execute_within(Stop, deadline::STOP_MIRRORED).await;
+    match stopped {
+        Err(error) if error.is_timeout() => Err(mirror.keeps_vm_from_stopping()),
+        other => other.doing("stop the VM").map(|_| ()),
+    }
 }
 
 /// Waits until QEMU has read every packet that was passed to the tap before the flip.

@@ -198,6 +198,8 @@ impl StorageError {
         match self {
             Self::PathBroken { .. } | Self::Slow { .. } | Self::Stalled { .. } => true,
             Self::Io { side, .. } => *side != Some(Side::Source),
+            // QEMU answers nothing while it waits for a destination's drive that is gone.
+            Self::Qemu { source, .. } => source.is_timeout(),
             _ => false,
         }
     }
@@ -210,6 +212,13 @@ impl StorageError {
             Self::PathBroken { job, .. } | Self::Slow { job, .. } | Self::Stalled { job, .. } => {
                 Self::PathBroken { job, reason }
             }
+            Self::Qemu { drive, .. } => Self::PathBroken {
+                job: Mirrored {
+                    job: super::qemu_id(&drive),
+                    drive,
+                },
+                reason,
+            },
             Self::Io {
                 job,
                 state,

@@ -107,7 +107,11 @@ impl Exports {
             return Ok(());
         }
         let closed = async {
-            self.qmp.execute(NbdServerStop).await?;
+            match self.qmp.execute(NbdServerStop).await {
+                // Somebody else has stopped it: what counts is that the exports are gone.
+                Err(error) if error.is_refused() => tracing::warn!(%error, "close the exports"),
+                stopped => drop(stopped?),
+            }
             self.until_none_is_ours().await
         };
         match closed.await {

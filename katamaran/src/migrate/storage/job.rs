@@ -87,6 +87,12 @@ impl JobTracker {
         (self.copied, self.total)
     }
 
+    /// For how long it has had something to copy and copied nothing.
+    #[must_use]
+    pub fn stuck_for(&self, at: Duration) -> Duration {
+        at.saturating_sub(self.moved)
+    }
+
     /// QEMU has reported an I/O error of this job: `operation` is `read` or `write`.
     pub fn note_error(&mut self, at: Duration, operation: Option<&str>) {
         self.failing.get_or_insert(at);
@@ -133,7 +139,7 @@ impl JobTracker {
                 Ok(Standing::Failing)
             };
         }
-        if at.saturating_sub(self.moved) >= deadline::JOB_STALL {
+        if self.stuck_for(at) >= deadline::JOB_STALL {
             return Err(StorageError::Stalled {
                 job: job(),
                 bytes: self.total.saturating_sub(self.copied),

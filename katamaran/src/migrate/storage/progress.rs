@@ -19,6 +19,8 @@ pub struct DriveProgress {
     pub total: u64,
     /// Bytes per second, of late.
     pub rate: f64,
+    /// For how long it has had something to copy and copied nothing.
+    pub stuck: Duration,
     /// From the start until it was ready the first time, or until now.
     pub took: Duration,
     /// Bytes copied when it was ready the first time.
@@ -121,6 +123,7 @@ mod tests {
             copied: 25,
             total: 100,
             rate: 0.0,
+            stuck: Duration::ZERO,
             took: Duration::ZERO,
             copied_until_ready: None,
         };

@@ -113,7 +113,7 @@ impl Mirror {
             biased;
             error = self.watch.failed() => return Err(error.into()),
             ended = ended => ended?,
-            () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.stuck().into()),
+            () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.endless().into()),
         }
         // QEMU takes commands in the order in which they are sent, so nothing has to wait in between.
         let removed = self.drives.iter().map(|drive| async move {
@@ -140,7 +140,7 @@ impl Mirror {
         }
     }
 
-    fn stuck(&self) -> StorageError {
+    fn endless(&self) -> StorageError {
         let progress = self.watch.progress();
         let seen = progress.borrow();
         let job = seen

@@ -36,6 +36,9 @@ use super::peer::{bad_news, cause_of};
 use verify::Compared;
 use watch::Watch;
 
+/// A mirror under load that has copied nothing for so long may be stuck.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// A drive and what mirrors it.
 #[derive(Debug)]
 struct MirroredDrive {
@@ -194,7 +197,8 @@ impl Mirror {
         self.execute(drive, "set the limit of its copy", set).await
     }
 
-    /// Just before the cutover: every job is there and in step. Almost always so at the first look.
+    /// Just before the cutover: every job is there and in step, and no write is stuck in one, which would keep
+    /// the VM from stopping. Almost always so at the first look.
     pub(crate) async fn confirm_in_step(&self) -> Result<(), MigrateError> {
         let end = Instant::now() + deadline::JOB_SYNC;
         loop {
@@ -206,12 +210,33 @@ impl Mirror {
                 let job = jobs.iter().find(|j| j.device == drive.job.job);
                 !job.is_some_and(|j| j.ready && j.actively_synced != Some(false))
             });
-            let Some(behind) = behind else { return Ok(()) };
+            let stuck = self.stuck(STUCK);
+            let Some(behind) = behind.map(|d| d.job.clone()).or(stuck) else {
+                return Ok(());
+            };
             if Instant::now() >= end {
-                return Err(slow(&behind.job, deadline::JOB_SYNC).into());
+                return Err(slow(&behind, deadline::JOB_SYNC).into());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// A job that has had something to copy and copied nothing for so long.
+    fn stuck(&self, span: Duration) -> Option<Mirrored> {
+        let progress = self.watch.progress();
+        let seen = progress.borrow();
+        seen.iter().find(|d| d.stuck >= span).map(|d| d.job.clone())
+    }
+
+    /// Why the VM can't be stopped in time: a write of the guest that waits for the destination.
+    pub(crate) fn keeps_vm_from_stopping(&self) -> MigrateError {
+        let stuck = self.stuck(Duration::from_nanos(1));
+        StorageError::Slow {
+            job: stuck.unwrap_or_else(|| self.drives[0].job.clone()),
+            what: "let the VM stop",
+            within: deadline::STOP_MIRRORED,
+        }
+        .into()
     }
 
     fn slow(

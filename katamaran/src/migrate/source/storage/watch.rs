@@ -114,6 +114,7 @@ impl Followed {
             copied,
             total,
             rate: self.meter.observe(at, copied),
+            stuck: self.tracker.stuck_for(at),
             took: self.ready.map_or(at, |(at, _)| at),
             copied_until_ready: self.ready.map(|(_, copied)| copied),
         }
