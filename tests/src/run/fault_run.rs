@@ -64,6 +64,8 @@ impl FaultCase {
             Fault::ReadsFailOnA => &["drive-virtio-disk", "source", "Input/output error"],
             // RAM is on its way by then, and goes silent as well: either may be noticed first.
             Fault::PathSilent if matches!(self.moment, Moment::RamCopy | Moment::Stopped) => &[],
+            // The mirrors may have ended well by then: what fails is to close the exports.
+            Fault::ExportStopped if self.moment == Moment::Stopped => &["export"],
             Fault::ExportStopped | Fault::PathSilent => &["drive-virtio-disk"],
         }
     }
@@ -269,14 +271,14 @@ fn judge_disks(mut stage: Stage, moved: bool, problems: &mut Problems) -> Result
     Ok(disk.longest_stall(0, u64::MAX).map(|stall| stall.ms()))
 }
 
-/// The names of all block nodes that QEMU has, but for those that a fault puts in.
+/// The names and drivers of all block nodes that QEMU has, but for those that a fault puts in.
 fn block_nodes(qmp: &mut Qmp) -> Result<BTreeSet<String>> {
     let nodes = qmp.command("query-named-block-nodes", Value::Null)?;
     let names = nodes.as_array().into_iter().flatten();
     Ok(names
-        .filter_map(|node| node["node-name"].as_str())
-        .filter(|name| !name.starts_with("broken"))
-        .map(str::to_owned)
+        .filter_map(|node| Some((node["node-name"].as_str()?, node["drv"].as_str()?)))
+        .filter(|(name, _)| !name.starts_with("broken"))
+        .map(|(name, driver)| format!("{name} ({driver})"))
         .collect())
 }
 
