@@ -134,6 +134,16 @@ fn moves_with_its_disk(qemu: QemuVersion) {
     let disk = run.client.disk.as_ref().unwrap();
     assert!(disk.is_intact(), "{disk:?}\n{}", all(&run));
     assert_eq!(run.leaks, Vec::<String>::new(), "{}", all(&run));
+    // Without it, the QEMU on B would have locked the image before COMMIT.
+    let capabilities = stage
+        .qmp_b
+        .command("query-migrate-capabilities", Value::Null)
+        .unwrap();
+    let late = serde_json::json!({"capability": "late-block-activate", "state": true});
+    assert!(
+        capabilities.as_array().unwrap().contains(&late),
+        "{capabilities}"
+    );
     // The QEMU on B is the one that writes now, and has locked the image for that.
     let locked = locked(&image);
     assert!(locked.contains(&201), "{locked:?}\n{}", all(&run));
