@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, MigrateError};
 use super::report::Role;
+use super::rollback::UndoStack;
 use crate::config::CommonConfig;
 use crate::discover;
 use crate::net::link::{LinkInfo, MacAddr};
@@ -150,9 +151,32 @@ pub(crate) fn verify_directory(session: SessionId) -> PathBuf {
 }
 
 /// Makes a directory that only this user can enter, and the one it is in.
-pub(crate) fn make_private(directory: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// [`MigrateError::Directory`].
+pub(crate) fn make_private(directory: &Path) -> Result<(), MigrateError> {
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(directory)
+    let made = builder.recursive(true).mode(0o700).create(directory);
+    made.map_err(|source| MigrateError::Directory {
+        path: directory.to_owned(),
+        source,
+    })
+}
+
+/// The same, for as long as the migration takes: it goes on every way out, with what is in it.
+///
+/// # Errors
+/// [`MigrateError::Directory`].
+pub(crate) fn make_private_for_now(
+    directory: PathBuf,
+    what: &str,
+    undo: &mut UndoStack,
+) -> Result<(), MigrateError> {
+    make_private(&directory)?;
+    undo.cleanup(what, move || async move {
+        std::fs::remove_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))
+    });
+    Ok(())
 }
 
 /// One problem found before anything was touched.

@@ -16,7 +16,7 @@ use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{
     MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription,
 };
-use crate::migrate::node::{Node, kernel_release, make_private, relay_directory};
+use crate::migrate::node::{Node, kernel_release, make_private_for_now, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::{Report, Role};
 use crate::migrate::rollback::UndoStack;
@@ -348,16 +348,12 @@ impl Session<'_> {
             return Ok(directory.clone());
         }
         let directory = relay_directory(self.id, Role::Destination);
-        make_private(&directory).map_err(|source| MigrateError::Directory {
-            path: directory.clone(),
-            source,
-        })?;
+        make_private_for_now(
+            directory.clone(),
+            "directory of QEMU's sockets",
+            &mut self.undo,
+        )?;
         self.directory = Some(directory.clone());
-        let remove = directory.clone();
-        self.undo
-            .cleanup("directory of QEMU's sockets", move || async move {
-                std::fs::remove_dir_all(&remove).map_err(|e| format!("{}: {e}", remove.display()))
-            });
         Ok(directory)
     }
 

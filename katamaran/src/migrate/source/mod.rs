@@ -17,6 +17,7 @@ mod precopy;
 mod prepare;
 mod recover;
 mod storage;
+mod streams;
 
 pub(crate) use finish::drop_records;
 pub(crate) use peer::Peer;

@@ -15,17 +15,16 @@ use crate::qmp::command::{
     QueryMigrateParameters, QueryStatus, RunState,
 };
 use crate::qmp::{Event, EventName, Qmp};
-use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay, connector};
+use crate::relay::{Governor, Pace as RelayPace, RelayStatus};
 
 use crate::control::Preamble;
-use crate::migrate::node::{make_private, relay_directory};
-use crate::migrate::report::Role;
 
 use super::Run;
 use super::arm::Armed;
 use super::peer::{bad_news, cause_of};
 use super::recover::GiveBack;
 use super::storage;
+use super::streams;
 
 /// QEMU's guard: it may switch over by itself only when this much would be left to do.
 const GUARD_DOWNTIME_MS: u64 = 1;
@@ -67,27 +66,15 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
     run.start_clock();
     set_up_qemu(&armed, run).await?;
 
-    let session = run.session;
-    let dialer = armed.prepared.dialer.clone();
     let governor = Governor::new(full_pace(run));
-    let dial = connector(move |stream| {
-        let dialer = dialer.clone();
-        async move {
-            dialer
-                .dial(Preamble::ram(session, stream))
-                .await
-                .map_err(std::io::Error::other)
-        }
-    });
-    let directory = relay_directory(session, Role::Source);
-    if let Some(parent) = directory.parent() {
-        make_private(parent).map_err(|source| MigrateError::Directory {
-            path: parent.to_owned(),
-            source,
-        })?;
-    }
-    let relay = SourceRelay::start(&directory, "ram.sock", dial, governor.clone())
-        .doing("open the socket for QEMU's stream")?;
+    let relay = streams::open(
+        &armed,
+        run.session,
+        Preamble::ram,
+        "ram.sock",
+        governor.clone(),
+        "open the socket for QEMU's stream",
+    )?;
     let (uri, status) = (relay.uri(), relay.status().clone());
     run.undo.cleanup("RAM relay", move || async move {
         relay.shutdown().await;

@@ -50,10 +50,7 @@ pub(crate) fn choose(
     };
     let mut problems = Vec::new();
     let drives = find_all(ids, disks, "", &mut problems);
-    let forgotten: Vec<&str> = writable(disks)
-        .filter(|disk| !ids.iter().any(|id| disk.is_called(id)))
-        .map(BlockInfo::best_name)
-        .collect();
+    let forgotten = left_out(disks, ids);
     // Of a drive that was misspelt it is said already that it is not there.
     if !forgotten.is_empty() && drives.len() == ids.len() {
         problems.push(format!(
@@ -110,13 +107,8 @@ pub(crate) fn compare(
                 ours.id, theirs.format, ours.format
             ));
         }
-    }
-    for drive in &drives {
-        let ours = &drive.description;
-        let theirs = theirs.iter().find(|d| d.id == ours.id);
         // The guest would find its disks exchanged.
-        if let Some(Some(theirs)) = theirs.map(|d| &d.device)
-            && let Some(device) = &ours.device
+        if let (Some(theirs), Some(device)) = (&theirs.device, &ours.device)
             && theirs != device
         {
             problems.push(format!(
@@ -125,10 +117,7 @@ pub(crate) fn compare(
             ));
         }
     }
-    let extra: Vec<&str> = writable(disks)
-        .filter(|disk| !ids.iter().any(|id| disk.is_called(id)))
-        .map(BlockInfo::best_name)
-        .collect();
+    let extra = left_out(disks, &ids);
     if !extra.is_empty() {
         problems.push(format!(
             "the VM has {} here, which the source does not mirror (it mirrors {})",
@@ -150,6 +139,14 @@ fn finish(drives: Vec<Drive>, problems: Vec<String>) -> Result<Vec<Drive>, Vec<S
 /// Disks with a medium that the guest can write to.
 fn writable(disks: &[BlockInfo]) -> impl Iterator<Item = &BlockInfo> {
     disks.iter().filter(|d| d.read_only() == Some(false))
+}
+
+/// Those that the guest can write to and none of `ids` names.
+fn left_out<'a>(disks: &'a [BlockInfo], ids: &[String]) -> Vec<&'a str> {
+    writable(disks)
+        .filter(|disk| !ids.iter().any(|id| disk.is_called(id)))
+        .map(BlockInfo::best_name)
+        .collect()
 }
 
 fn find_all(

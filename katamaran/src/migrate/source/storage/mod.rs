@@ -271,16 +271,26 @@ impl Mirror {
         doing: &'static str,
         command: C,
     ) -> Result<(), MigrateError> {
-        match self.qmp.execute(command).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(StorageError::Qemu {
-                drive: drive.job.drive.clone(),
-                doing,
-                side: Side::Source,
-                source: Arc::new(error),
-            }
-            .into()),
+        execute(&self.qmp, &drive.job, doing, command).await
+    }
+}
+
+/// Has the source's QEMU do something for a drive.
+async fn execute<C: Command>(
+    qmp: &Qmp,
+    job: &Mirrored,
+    doing: &'static str,
+    command: C,
+) -> Result<(), MigrateError> {
+    match qmp.execute(command).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(StorageError::Qemu {
+            drive: job.drive.clone(),
+            doing,
+            side: Side::Source,
+            source: Arc::new(error),
         }
+        .into()),
     }
 }
 

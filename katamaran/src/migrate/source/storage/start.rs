@@ -1,27 +1,25 @@
 //! Starts the mirrors: the destination's exports, the relay to them, a node and a job for each drive.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::control::Preamble;
 use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
-use crate::migrate::node::{make_private, relay_directory};
-use crate::migrate::report::Role;
 use crate::migrate::storage::drive::Drive;
 use crate::migrate::storage::job::JobTracker;
-use crate::migrate::storage::{Mirrored, PREFIX, Side, StorageError, qemu_id, share};
-use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, Command, CopyMode, QueryCommands};
-use crate::qmp::{Qmp, QmpError};
-use crate::relay::{Governor, SourceRelay, connector};
+use crate::migrate::storage::{Mirrored, PREFIX, qemu_id, share};
+use crate::qmp::Qmp;
+use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, CopyMode, QueryCommands};
+use crate::relay::Governor;
 
 use super::residue::{Residue, remove_all};
 use super::verify::Compared;
 use super::watch::Watch;
-use super::{Mirror, MirroredDrive};
+use super::{Mirror, MirroredDrive, execute};
 use crate::migrate::source::Run;
 use crate::migrate::source::arm::Armed;
+use crate::migrate::source::streams;
 
 /// The command that makes a background mirror a write-blocking one (QEMU 8.2).
 const CHANGES_MODE: &str = "block-job-change";
@@ -50,7 +48,14 @@ pub(super) async fn start(
         _ => return Err(MigrateError::OutOfStep { what: "Export" }),
     }
 
-    let relay = open_relay(armed, run)?;
+    let relay = streams::open(
+        armed,
+        run.session,
+        Preamble::nbd,
+        "nbd.sock",
+        Governor::default(),
+        "open the socket for the drives' data",
+    )?;
     let (socket, path) = (relay.path().to_owned(), relay.status().clone());
     let residue = Residue::new(qmp.clone(), relay);
     let undo = residue.clone();
@@ -119,45 +124,4 @@ async fn copy_mode(qmp: &Qmp) -> Result<CopyMode, MigrateError> {
         "this QEMU can't change a mirror's mode: the guest's writes wait for both nodes from the start"
     );
     Ok(CopyMode::WriteBlocking)
-}
-
-fn open_relay(armed: &Armed, run: &Run) -> Result<SourceRelay, MigrateError> {
-    let session = run.session;
-    let dialer = armed.prepared.dialer.clone();
-    let dial = connector(move |stream| {
-        let dialer = dialer.clone();
-        async move {
-            dialer
-                .dial(Preamble::nbd(session, stream))
-                .await
-                .map_err(std::io::Error::other)
-        }
-    });
-    let directory = relay_directory(session, Role::Source);
-    if let Some(parent) = directory.parent() {
-        make_private(parent).map_err(|source| MigrateError::Directory {
-            path: parent.to_owned(),
-            source,
-        })?;
-    }
-    SourceRelay::start(&directory, "nbd.sock", dial, Governor::default())
-        .doing("open the socket for the drives' data")
-}
-
-async fn execute<C: Command>(
-    qmp: &Qmp,
-    job: &Mirrored,
-    doing: &'static str,
-    command: C,
-) -> Result<(), MigrateError> {
-    let failed = |error: QmpError| StorageError::Qemu {
-        drive: job.drive.clone(),
-        doing,
-        side: Side::Source,
-        source: Arc::new(error),
-    };
-    match qmp.execute(command).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(failed(error).into()),
-    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
-use crate::migrate::node::{make_private, verify_directory};
+use crate::migrate::node::{make_private_for_now, verify_directory};
 use crate::migrate::storage::checksum::{BATCH, BLOCK, Checksummer, differences};
 use crate::migrate::storage::export::{Access, Exports};
 use crate::migrate::storage::{Side, StorageError};
@@ -36,16 +36,12 @@ pub(super) struct Compared {
 impl Compared {
     pub(super) async fn prepare(qmp: &Qmp, run: &mut Run) -> Result<Self, MigrateError> {
         let directory = verify_directory(run.session);
-        make_private(&directory).map_err(|source| MigrateError::Directory {
-            path: directory.clone(),
-            source,
-        })?;
         let socket = directory.join("nbd");
-        run.undo
-            .cleanup("directory of the source's exports", move || async move {
-                std::fs::remove_dir_all(&directory)
-                    .map_err(|e| format!("{}: {e}", directory.display()))
-            });
+        make_private_for_now(
+            directory,
+            "directory of the source's exports",
+            &mut run.undo,
+        )?;
         let exports = Exports::new(qmp.clone(), Side::Source);
         let close = exports.clone();
         run.undo
