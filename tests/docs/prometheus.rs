@@ -213,7 +213,9 @@ async fn write_file(path: &Path) {
     let (metrics, _goes_on) = (goes_on.metrics(), goes_on.start());
     show_progress(&metrics);
     let shown = || std::fs::read_to_string(path).unwrap().contains("session=");
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !shown() {
+        assert!(Instant::now() < deadline, "the file does not show it");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -1,12 +1,13 @@
 //! What the VM depends on dies during the copy: it goes on where it is, and the message says what failed.
 
-use katamaran_tests::lab::Node;
 use katamaran_tests::run::{
     Ended, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
 };
 use serde_json::Value;
 
-use crate::support::{both, report, require};
+use crate::support::{
+    assert_clean_but_for_the_dead_destination, both, remove_what_the_dead_left, report, require,
+};
 
 fn stage() -> Stage {
     Stage::set(StageOptions {
@@ -32,16 +33,6 @@ fn copying(stage: &mut Stage) -> Migration<'_> {
         .look_until_logged(Role::Source, "RAM: pass 1")
         .unwrap();
     migration
-}
-
-/// What a killed destination has left outside of the lab's namespaces.
-fn remove_what_the_dead_left(session: &str) {
-    for dir in [
-        format!("/sys/fs/bpf/katamaran/{session}"),
-        format!("/run/katamaran/{session}-destination"),
-    ] {
-        std::fs::remove_dir_all(dir).ok();
-    }
 }
 
 /// The source gave up with exit 1 and named each of `words`; the VM runs on A and nothing was lost.
@@ -82,19 +73,9 @@ fn the_vm_goes_on_when_the_destinations_katamaran_is_killed_during_the_copy() {
     migration.dest.process().kill();
     let (ended, _) = migration.end().unwrap();
     assert_eq!(ended.dest.status, None, "{}", both(&ended));
-    // Nobody was left to clean up on B.
-    let b = stage.lab.network().node(Node::B).name().to_owned();
-    let mut leaks = ended.leaks.clone();
-    leaks.retain(|leak| {
-        !leak.contains(&b) && !leak.contains("/sys/fs/bpf") && !leak.contains("-dest")
-    });
-    assert_eq!(leaks, Vec::<String>::new(), "{}", both(&ended));
-    let session = report(&ended.source)["session"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    assert_clean_but_for_the_dead_destination(&stage, &ended);
     assert_went_on(stage, &ended, &["session", "destination"]);
-    remove_what_the_dead_left(&session);
+    remove_what_the_dead_left(&ended);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What all tests here ask of a migration.
 
-use katamaran_tests::run::{Ended, MigrationRun, SideResult};
+use katamaran_tests::lab::Node;
+use katamaran_tests::run::{Ended, MigrationRun, SideResult, Stage};
 use serde_json::Value;
 
 /// Returns from the test where it can't run.
@@ -58,4 +59,27 @@ pub(crate) fn both(ended: &Ended) -> String {
         dest: Some(ended.dest.clone()),
         ..MigrationRun::default()
     })
+}
+
+/// Nothing is left but what belongs to a destination that was killed: nobody was left to clean up on B.
+#[track_caller]
+pub(crate) fn assert_clean_but_for_the_dead_destination(stage: &Stage, ended: &Ended) {
+    let b = stage.lab.network().node(Node::B).name();
+    let mut leaks = ended.leaks.clone();
+    leaks.retain(|leak| {
+        !leak.contains(b) && !leak.contains("/sys/fs/bpf") && !leak.contains("-dest")
+    });
+    assert_eq!(leaks, Vec::<String>::new(), "{}", both(ended));
+}
+
+/// What a killed destination has left outside of the lab's namespaces.
+#[track_caller]
+pub(crate) fn remove_what_the_dead_left(ended: &Ended) {
+    let session = report(&ended.source)["session"].as_str().unwrap();
+    for dir in [
+        format!("/sys/fs/bpf/katamaran/{session}"),
+        format!("/run/katamaran/{session}-destination"),
+    ] {
+        std::fs::remove_dir_all(dir).ok();
+    }
 }

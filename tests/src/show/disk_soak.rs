@@ -6,7 +6,7 @@ use super::disks::DiskFigures;
 use super::figures::{faults, ms, report, verdict};
 use super::scene::Scene;
 use super::screen::Screen;
-use super::soak::{SoakOptions, evidence_dir, keep, keep_run};
+use super::soak::{SoakOptions, evidence_dir, tell_end, tell_failure, tell_faults};
 use super::spread::Spread;
 use super::table::Table;
 use crate::lab::QemuVersion;
@@ -50,11 +50,7 @@ pub(super) fn disk_soak(screen: &Screen, options: &SoakOptions) -> Result<bool> 
     screen.print("")?;
     screen.print(&summary(options, &outcomes))?;
     let perfect = outcomes.iter().filter(|outcome| outcome.perfect).count();
-    screen.print(&format!(
-        "\n  {perfect} of {} runs were perfect",
-        outcomes.len()
-    ))?;
-    Ok(perfect == outcomes.len())
+    tell_end(screen, perfect, outcomes.len())
 }
 
 fn heading(options: &SoakOptions) -> String {
@@ -82,11 +78,7 @@ fn migrate(
     let run = match scene.by_katamaran() {
         Ok(run) => run,
         Err(error) => {
-            let text = format!("{error:#}");
-            let first = text.lines().next().unwrap_or_default();
-            screen.print(&format!("{number:>4} {version:<4} FAILED: {first}"))?;
-            keep(evidence, "error.txt", &text)?;
-            screen.print(&format!("      kept: {}", evidence.display()))?;
+            tell_failure(screen, evidence, &number, &version, &error)?;
             MigrationRun::default()
         }
     };
@@ -119,13 +111,7 @@ fn migrate(
         &count(figures.backlog),
         &whole(figures.mirrored),
     ]))?;
-    if !faults.is_empty() {
-        for fault in &faults {
-            screen.print(&format!("      {fault}"))?;
-        }
-        keep_run(evidence, &run)?;
-        screen.print(&format!("      kept: {}", evidence.display()))?;
-    }
+    tell_faults(screen, evidence, &faults, &run)?;
     Ok(outcome)
 }
 

@@ -128,11 +128,7 @@ pub fn soak(screen: &Screen, options: &SoakOptions) -> Result<bool> {
     screen.print("")?;
     screen.print(&summary(options, &outcomes))?;
     let perfect = outcomes.iter().filter(|outcome| outcome.perfect).count();
-    screen.print(&format!(
-        "\n  {perfect} of {} runs were perfect",
-        outcomes.len()
-    ))?;
-    Ok(perfect == outcomes.len())
+    tell_end(screen, perfect, outcomes.len())
 }
 
 fn migrate(screen: &Screen, scene: &Scene, number: u32, evidence: &Path) -> Result<Outcome> {
@@ -140,11 +136,7 @@ fn migrate(screen: &Screen, scene: &Scene, number: u32, evidence: &Path) -> Resu
     let run = match scene.by_katamaran() {
         Ok(run) => run,
         Err(error) => {
-            let text = format!("{error:#}");
-            let first = text.lines().next().unwrap_or_default();
-            screen.print(&format!("{number:>4} {version:<4} FAILED: {first}"))?;
-            keep(evidence, "error.txt", &text)?;
-            screen.print(&format!("      kept: {}", evidence.display()))?;
+            tell_failure(screen, evidence, &number, &version, &error)?;
             return Ok(Outcome::failed(scene.qemu));
         }
     };
@@ -163,14 +155,46 @@ fn migrate(screen: &Screen, scene: &Scene, number: u32, evidence: &Path) -> Resu
         &ms(outcome.gap_ms),
         &ms(outcome.calm_ms),
     ]))?;
-    if !faults.is_empty() {
-        for fault in &faults {
-            screen.print(&format!("      {fault}"))?;
-        }
-        keep_run(evidence, &run)?;
-        screen.print(&format!("      kept: {}", evidence.display()))?;
-    }
+    tell_faults(screen, evidence, &faults, &run)?;
     Ok(outcome)
+}
+
+/// A run that did not come to an end: its line, and where its error is kept whole.
+pub(super) fn tell_failure(
+    screen: &Screen,
+    evidence: &Path,
+    number: &str,
+    version: &str,
+    error: &anyhow::Error,
+) -> Result<()> {
+    let text = format!("{error:#}");
+    let first = text.lines().next().unwrap_or_default();
+    screen.print(&format!("{number:>4} {version:<4} FAILED: {first}"))?;
+    keep(evidence, "error.txt", &text)?;
+    screen.print(&format!("      kept: {}", evidence.display()))
+}
+
+/// What is wrong with a run, if anything, below its line; and where its evidence is kept.
+pub(super) fn tell_faults(
+    screen: &Screen,
+    evidence: &Path,
+    faults: &[String],
+    run: &MigrationRun,
+) -> Result<()> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    for fault in faults {
+        screen.print(&format!("      {fault}"))?;
+    }
+    keep_run(evidence, run)?;
+    screen.print(&format!("      kept: {}", evidence.display()))
+}
+
+/// The last line of a soak; whether every run was perfect.
+pub(super) fn tell_end(screen: &Screen, perfect: usize, of: usize) -> Result<bool> {
+    screen.print(&format!("\n  {perfect} of {of} runs were perfect"))?;
+    Ok(perfect == of)
 }
 
 /// A plain QEMU migration of the same VM.
@@ -236,7 +260,7 @@ pub(super) fn evidence_dir() -> PathBuf {
 }
 
 /// Keeps what both sides said and reported of a run that was not perfect.
-pub(super) fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
+fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
     keep(dir, "run.json", &serde_json::to_string_pretty(run)?)?;
     for (name, side) in [("source", &run.source), ("dest", &run.dest)] {
         let Some(side) = side else { continue };
@@ -253,7 +277,7 @@ pub(super) fn keep_run(dir: &Path, run: &MigrationRun) -> Result<()> {
     }
 }
 
-pub(super) fn keep(dir: &Path, name: &str, text: &str) -> Result<()> {
+fn keep(dir: &Path, name: &str, text: &str) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))

@@ -3,20 +3,17 @@
 //! The guest reports after the fact and reports are UDP, so a client knows of a record some
 //! milliseconds late, but never of one that was not acknowledged.
 
-use std::io::IoSliceMut;
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::silence::Silence;
-use super::udp::arrival_ns;
+use super::udp::receive_one;
 use crate::lab::Netns;
 
 /// What one drive acknowledged: each number that the client heard of, and when.
@@ -176,17 +173,8 @@ fn listen(socket: &UdpSocket, shared: &Shared) -> Result<()> {
     let mut buffer = [0; 256];
     let mut space = nix::cmsg_space!(libc::timespec);
     while !shared.stop.load(Relaxed) {
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg::<SockaddrStorage>(
-            socket.as_raw_fd(),
-            &mut parts,
-            Some(&mut space),
-            MsgFlags::empty(),
-        );
-        let (length, at_ns) = match message {
-            Ok(message) => (message.bytes, arrival_ns(message.cmsgs()?)),
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
-            Err(err) => return Err(err).context("receive"),
+        let Some((length, at_ns)) = receive_one(socket, &mut buffer, &mut space)? else {
+            continue;
         };
         let (numbers, _) = buffer[..length].as_chunks::<8>();
         for (drive, number) in lock(&shared.drives).iter_mut().zip(numbers) {

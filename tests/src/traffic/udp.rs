@@ -291,17 +291,8 @@ fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Re
         } else {
             quiet_since = Instant::now();
         }
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg::<SockaddrStorage>(
-            socket.as_raw_fd(),
-            &mut parts,
-            Some(&mut space),
-            MsgFlags::empty(),
-        );
-        let (length, stamp) = match message {
-            Ok(message) => (message.bytes, arrival_ns(message.cmsgs()?)),
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
-            Err(err) => return Err(err).context("receive"),
+        let Some((length, stamp)) = receive_one(socket, &mut buffer, &mut space)? else {
+            continue;
         };
         quiet_since = Instant::now();
         let packet = &buffer[..length];
@@ -333,8 +324,29 @@ fn to_array(word: &[u8]) -> [u8; 8] {
         .expect("the slice was taken with this length")
 }
 
+/// One packet: its length and its time of arrival; none if there was none within the socket's time.
+/// `space` has room for the time, a `timespec`.
+pub(super) fn receive_one(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    space: &mut [u8],
+) -> Result<Option<(usize, u64)>> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(space),
+        MsgFlags::empty(),
+    );
+    match message {
+        Ok(message) => Ok(Some((message.bytes, arrival_ns(message.cmsgs()?)))),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(err) => Err(err).context("receive"),
+    }
+}
+
 /// The kernel's own time of arrival.
-pub(super) fn arrival_ns<'a>(mut messages: impl Iterator<Item = ControlMessageOwned> + 'a) -> u64 {
+fn arrival_ns<'a>(mut messages: impl Iterator<Item = ControlMessageOwned> + 'a) -> u64 {
     let stamp = messages.find_map(|message| match message {
         ControlMessageOwned::ScmTimestampns(stamp) => Some(stamp),
         _ => None,
