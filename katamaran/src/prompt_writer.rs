@@ -50,12 +50,28 @@ impl<W: AsyncWrite + Unpin> PromptWriter<W> {
     /// The stream failed (it is of no use afterwards) or was closed, [`PromptWriter::finish`] was
     /// called, or the peer has not read for so long that the backlog is full.
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
+        self.send_along(message, |_, _| ())
+    }
+
+    /// Writes `message` like [`PromptWriter::send`]. `prepare` gets the stream first, and how many bytes
+    /// will be written ahead of the message.
+    ///
+    /// # Errors
+    /// As [`PromptWriter::send`].
+    pub(crate) fn send_along(
+        &self,
+        message: &[u8],
+        prepare: impl FnOnce(&mut W, usize),
+    ) -> io::Result<()> {
         let mut state = self.lock();
-        if state.finishing || state.io.is_none() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if state.backlog.len() + message.len() > BACKLOG_LIMIT {
+        let ahead = state.backlog.len();
+        if ahead + message.len() > BACKLOG_LIMIT {
             return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let finishing = state.finishing;
+        match &mut state.io {
+            Some(io) if !finishing => prepare(io, ahead),
+            _ => return Err(io::ErrorKind::BrokenPipe.into()),
         }
         let idle = state.backlog.is_empty() && state.flushed;
         state.backlog.extend_from_slice(message);

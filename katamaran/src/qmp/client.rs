@@ -2,22 +2,23 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncWrite;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::{Command, QmpCapabilities, QomGet};
+use super::command::{Command, GetFd, QmpCapabilities, QomGet};
 use super::error::{CloseReason, QmpError};
 use super::event::{Event, EventName, EventStream};
 use super::line::{LineReader, start_of};
+use super::socket::MonitorWriter;
 use super::wire::{ErrorBody, Execute, Greeting, Message, QemuVersion};
 use crate::deadline;
 use crate::prompt_writer::PromptWriter;
@@ -39,7 +40,7 @@ struct Connection {
 /// What callers, streams and the reader share.
 pub(super) struct Shared {
     state: Mutex<State>,
-    writer: PromptWriter<Box<dyn AsyncWrite + Send + Unpin>>,
+    writer: PromptWriter<MonitorWriter>,
 }
 
 #[derive(Default)]
@@ -95,7 +96,7 @@ impl Qmp {
 
         let shared = Arc::new(Shared {
             state: Mutex::default(),
-            writer: PromptWriter::new(Box::new(write)),
+            writer: PromptWriter::new(MonitorWriter::new(write)),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(read_messages(lines, Arc::clone(&shared)));
@@ -151,12 +152,33 @@ impl Qmp {
         command: C,
         deadline: Duration,
     ) -> Result<C::Reply, QmpError> {
+        self.typed(command, deadline, None).await
+    }
+
+    /// Hands `descriptor` to QEMU, which knows it as `name` from then on, until a command that names it
+    /// takes it. One of the same name that nothing took is replaced.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn hand_over(&self, name: String, descriptor: OwnedFd) -> Result<(), QmpError> {
+        let command = GetFd { fdname: name };
+        self.typed(command, GetFd::DEADLINE, Some(descriptor))
+            .await?;
+        Ok(())
+    }
+
+    async fn typed<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<C::Reply, QmpError> {
         let arguments =
             serde_json::to_value(&command).map_err(|source| QmpError::BadArguments {
                 command: C::NAME,
                 source,
             })?;
-        let returned = self.execute_raw(C::NAME, arguments, deadline).await?;
+        let returned = self.call(C::NAME, arguments, deadline, descriptor).await?;
         serde_json::from_value(returned).map_err(|source| QmpError::BadReply {
             command: C::NAME,
             source,
@@ -173,6 +195,16 @@ impl Qmp {
         arguments: Value,
         deadline: Duration,
     ) -> Result<Value, QmpError> {
+        self.call(command, arguments, deadline, None).await
+    }
+
+    async fn call(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        deadline: Duration,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let shared = &self.connection.shared;
         let (call, reply) = shared.register()?;
         let line = Execute {
@@ -184,7 +216,12 @@ impl Qmp {
             .map_err(|source| QmpError::BadArguments { command, source })?;
         line.push(b'\n');
         tracing::trace!(command, id = call.id, "QMP command");
-        if let Err(source) = shared.writer.send(&line) {
+        let sent = shared.writer.send_along(&line, |monitor, ahead| {
+            if let Some(descriptor) = descriptor {
+                monitor.pass(descriptor, ahead);
+            }
+        });
+        if let Err(source) = sent {
             shared.close(CloseReason::Write(source));
         }
         match timeout(deadline, reply).await {

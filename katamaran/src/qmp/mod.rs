@@ -26,6 +26,7 @@ pub mod command;
 mod error;
 mod event;
 mod line;
+mod socket;
 mod wire;
 
 #[cfg(test)]

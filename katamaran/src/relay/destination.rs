@@ -15,12 +15,22 @@ use super::error::RelayError;
 use super::governor::Governor;
 use super::pump;
 use super::source::end;
+use super::splice;
 use super::status::{OpenStream, RelayStatus};
 use crate::deadline;
-use crate::stream::BoxStream;
+use crate::stream::{BoxStream, into_tcp};
 
 /// Streams that may wait to be taken up.
 const QUEUE: usize = 64;
+
+/// What streams are full of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// RAM: little of it may be under way when the VM stops.
+    Ram,
+    /// The data of drives: as much of it as there can be.
+    Drives,
+}
 
 /// Relays the streams that arrive from the source.
 #[must_use = "a relay ends when it is dropped"]
@@ -37,7 +47,7 @@ type Arrived = (u32, BoxStream, OpenStream);
 impl DestinationRelay {
     /// Connects each stream that [`DestinationRelay::add`] brings to the unix socket `incoming`,
     /// where QEMU listens.
-    pub fn start(incoming: &Path) -> Self {
+    pub fn start(incoming: &Path, carries: Carries) -> Self {
         let (streams, arrivals) = mpsc::channel(QUEUE);
         let status = RelayStatus::new();
         let stop = CancellationToken::new();
@@ -46,7 +56,7 @@ impl DestinationRelay {
         let incoming = incoming.to_owned();
         tasks.spawn(async move {
             its_stop
-                .run_until_cancelled(serve(incoming, arrivals, its_status))
+                .run_until_cancelled(serve(incoming, carries, arrivals, its_status))
                 .await;
         });
         Self {
@@ -94,7 +104,12 @@ impl fmt::Debug for DestinationRelay {
 }
 
 /// Relays until dropped; the streams end with it.
-async fn serve(incoming: PathBuf, mut arrivals: mpsc::Receiver<Arrived>, status: RelayStatus) {
+async fn serve(
+    incoming: PathBuf,
+    carries: Carries,
+    mut arrivals: mpsc::Receiver<Arrived>,
+    status: RelayStatus,
+) {
     let mut running = JoinSet::new();
     let mut waiting: BTreeMap<u32, (BoxStream, OpenStream)> = BTreeMap::new();
     let mut next = 0;
@@ -138,14 +153,30 @@ async fn serve(incoming: PathBuf, mut arrivals: mpsc::Receiver<Arrived>, status:
             let status = status.clone();
             running.spawn(async move {
                 let _open = open;
-                let governor = Governor::default();
-                if let Err(error) = pump::join(stream, io, qemu, &governor, &status).await {
+                if let Err(error) = join(carries, stream, io, qemu, &status).await {
                     status.fail(error);
                 }
             });
         }
     }
     while running.join_next().await.is_some() {}
+}
+
+async fn join(
+    carries: Carries,
+    stream: u32,
+    io: BoxStream,
+    qemu: UnixStream,
+    status: &RelayStatus,
+) -> Result<(), RelayError> {
+    let io = match carries {
+        Carries::Ram => io,
+        Carries::Drives => match into_tcp(io) {
+            Ok(tcp) => return splice::join(stream, tcp, qemu, status).await,
+            Err(other) => other,
+        },
+    };
+    pump::join(stream, io, qemu, &Governor::default(), status).await
 }
 
 async fn connect(incoming: &Path, stream: u32) -> Result<UnixStream, RelayError> {

@@ -50,6 +50,10 @@ pub enum RelayError {
     #[error("connect migration stream {stream} onwards")]
     Connect { stream: u32, source: Arc<io::Error> },
 
+    /// A stream is for QEMU itself, which can't take it.
+    #[error("migration stream {stream} is no plain TCP connection, which QEMU could be handed")]
+    NotASocket { stream: u32 },
+
     /// A stream could not be connected onwards in time.
     #[error("migration stream {stream} not connected onwards within {within:?}")]
     ConnectDeadline { stream: u32, within: Duration },
@@ -61,6 +65,10 @@ pub enum RelayError {
         missing: u32,
         within: Duration,
     },
+
+    /// The relay has been shut down.
+    #[error("migration streams are cut already")]
+    Cut,
 
     /// A stream arrived twice.
     #[error("migration stream {stream} arrived twice")]

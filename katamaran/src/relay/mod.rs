@@ -1,10 +1,13 @@
-//! Carries QEMU's migration streams between the nodes, through the destination's one port.
+//! Carries QEMU's streams between the nodes, through the destination's one port.
 //!
 //! ```text
-//! source node                                  destination node
+//! source node                                       destination node
 //! QEMU -> unix socket -> SourceRelay ==TCP==> DestinationRelay -> unix socket -> QEMU (incoming)
 //!                        ^ Governor
+//! QEMU (handed a socket)             ==TCP==> DestinationRelay -> unix socket -> QEMU's NBD server
 //! ```
+//!
+//! RAM: QEMU opens as many streams as it wants. Drives: QEMU is handed one for each ([`HandedStreams`]).
 //!
 //! The [`Governor`] decides how fast bytes leave QEMU: with back-pressure QEMU cannot converge by
 //! itself, and the moment of the switch-over stays ours. What a relay holds back is at most one
@@ -19,16 +22,19 @@
 mod destination;
 mod error;
 mod governor;
+mod handed;
 mod pump;
 mod socket;
 mod source;
+mod splice;
 mod status;
 
 #[cfg(test)]
 mod tests;
 
-pub use destination::DestinationRelay;
+pub use destination::{Carries, DestinationRelay};
 pub use error::{Direction, RelayError};
 pub use governor::{Governor, Pace};
+pub use handed::HandedStreams;
 pub use source::{Connector, SourceRelay, connector};
 pub use status::{RelayCounters, RelayStatus};

@@ -25,7 +25,7 @@ use crate::migrate::storage::drive::Drive;
 use crate::net::tapfd::TapQueues;
 use crate::qmp::command::MigrationStatus;
 use crate::qmp::{Event, QmpError};
-use crate::relay::DestinationRelay;
+use crate::relay::{Carries, DestinationRelay};
 use crate::session_id::SessionId;
 
 use super::delivery::Delivery;
@@ -365,7 +365,7 @@ impl Session<'_> {
             multifd_channels,
         )
         .await?;
-        self.relay = Some(DestinationRelay::start(&socket));
+        self.relay = Some(DestinationRelay::start(&socket, Carries::Ram));
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::migrate::storage::export::{Access, Exports};
 use crate::migrate::storage::{Side, StorageError};
 use crate::nbd::NbdError;
 use crate::qmp::command::QueryBlock;
-use crate::relay::DestinationRelay;
+use crate::relay::{Carries, DestinationRelay};
 
 /// The socket of QEMU's NBD server, in the session's directory.
 const SOCKET: &str = "nbd";
@@ -83,7 +83,7 @@ impl Exported {
         }
         Ok(Self {
             exports,
-            relay: Some(DestinationRelay::start(&socket)),
+            relay: Some(DestinationRelay::start(&socket, Carries::Drives)),
             socket,
             compared: None,
         })

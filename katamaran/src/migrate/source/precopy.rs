@@ -15,9 +15,11 @@ use crate::qmp::command::{
     QueryMigrateParameters, QueryStatus, RunState,
 };
 use crate::qmp::{Event, EventName, Qmp};
-use crate::relay::{Governor, Pace as RelayPace, RelayStatus};
+use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay};
 
 use crate::control::Preamble;
+use crate::migrate::node::{make_private, relay_directory};
+use crate::migrate::report::Role;
 
 use super::Run;
 use super::arm::Armed;
@@ -67,14 +69,13 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
     set_up_qemu(&armed, run).await?;
 
     let governor = Governor::new(full_pace(run));
-    let relay = streams::open(
-        &armed,
-        run.session,
-        Preamble::ram,
-        "ram.sock",
-        governor.clone(),
-        "open the socket for QEMU's stream",
-    )?;
+    let directory = relay_directory(run.session, Role::Source);
+    if let Some(parent) = directory.parent() {
+        make_private(parent)?;
+    }
+    let dial = streams::to_destination(&armed, run.session, Preamble::ram);
+    let relay = SourceRelay::start(&directory, "ram.sock", dial, governor.clone())
+        .doing("open the socket for QEMU's stream")?;
     let (uri, status) = (relay.uri(), relay.status().clone());
     run.undo.cleanup("RAM relay", move || async move {
         relay.shutdown().await;

@@ -1,26 +1,19 @@
-//! The sockets that the source's QEMU streams through, each stream a connection of its own to the destination.
+//! How streams of the source's QEMU reach the destination: each is a connection of its own to its port.
 
 use crate::control::Preamble;
-use crate::migrate::error::{Doing as _, MigrateError};
-use crate::migrate::node::{make_private, relay_directory};
-use crate::migrate::report::Role;
-use crate::relay::{Governor, SourceRelay, connector};
+use crate::relay::{Connector, connector};
 use crate::session_id::SessionId;
 
 use super::arm::Armed;
 
-/// Listens at `socket` in the session's directory; stream `n` of QEMU reaches the destination behind
-/// `preamble(session, n)`. `doing` is for the error.
-pub(super) fn open(
+/// Stream `n` reaches the destination behind `preamble(session, n)`.
+pub(super) fn to_destination(
     armed: &Armed,
     session: SessionId,
     preamble: fn(SessionId, u32) -> Preamble,
-    socket: &str,
-    governor: Governor,
-    doing: &'static str,
-) -> Result<SourceRelay, MigrateError> {
+) -> Connector {
     let dialer = armed.prepared.dialer.clone();
-    let dial = connector(move |stream| {
+    connector(move |stream| {
         let dialer = dialer.clone();
         async move {
             dialer
@@ -28,10 +21,5 @@ pub(super) fn open(
                 .await
                 .map_err(std::io::Error::other)
         }
-    });
-    let directory = relay_directory(session, Role::Source);
-    if let Some(parent) = directory.parent() {
-        make_private(parent)?;
-    }
-    SourceRelay::start(&directory, socket, dial, governor).doing(doing)
+    })
 }

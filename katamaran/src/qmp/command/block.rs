@@ -1,7 +1,5 @@
 //! Disks: what the guest has, and block nodes of our own.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -120,34 +118,38 @@ pub struct BlockdevAddNbd {
     driver: &'static str,
     /// The node's name: at most 31 characters.
     pub node_name: String,
-    /// Where the server listens.
-    pub server: UnixAddress,
+    /// The connection to the server.
+    pub server: PassedSocket,
     /// The name that the server exports the drive under.
     pub export: String,
     discard: &'static str,
 }
 
 impl BlockdevAddNbd {
-    /// The drive `export` of the server at `path`. Discarded and zeroed ranges are passed on as such.
+    /// The drive `export` of the server that the descriptor `socket` is connected to. Discarded and zeroed
+    /// ranges are passed on as such.
     #[must_use]
-    pub fn new(node_name: String, path: PathBuf, export: String) -> Self {
+    pub fn new(node_name: String, socket: String, export: String) -> Self {
         Self {
             driver: "nbd",
             node_name,
-            server: UnixAddress { kind: "unix", path },
+            server: PassedSocket {
+                kind: "fd",
+                str: socket,
+            },
             export,
             discard: "unmap",
         }
     }
 }
 
-/// A unix socket.
+/// A connected socket that QEMU was handed; see [`Qmp::hand_over`](crate::qmp::Qmp::hand_over).
 #[derive(Debug, Clone, Serialize)]
-pub struct UnixAddress {
+pub struct PassedSocket {
     #[serde(rename = "type")]
     kind: &'static str,
-    /// Its file.
-    pub path: PathBuf,
+    /// Its name.
+    pub str: String,
 }
 
 /// Removes a node that nothing uses.
@@ -205,12 +207,12 @@ mod tests {
 
     #[test]
     fn an_nbd_node_is_asked_for_as_qemu_wants_it() {
-        let add = BlockdevAddNbd::new("n0".into(), "/run/x".into(), "disk".into());
+        let add = BlockdevAddNbd::new("n0".into(), "fd0".into(), "disk".into());
         assert_eq!(
             serde_json::to_value(add).unwrap(),
             json!({
                 "driver": "nbd", "node-name": "n0", "export": "disk", "discard": "unmap",
-                "server": {"type": "unix", "path": "/run/x"},
+                "server": {"type": "fd", "str": "fd0"},
             })
         );
     }

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use block::{
-    BlockInfo, BlockNodeInfo, BlockdevAddNbd, BlockdevDel, QueryBlock, QueryNamedBlockNodes,
-    UnixAddress,
+    BlockInfo, BlockNodeInfo, BlockdevAddNbd, BlockdevDel, PassedSocket, QueryBlock,
+    QueryNamedBlockNodes,
 };
 pub use job::{
     BlockJobCancel, BlockJobChange, BlockJobInfo, BlockJobSetSpeed, BlockdevMirror, CopyMode,
@@ -59,6 +59,12 @@ pub struct Done {}
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct QmpCapabilities;
 
+/// Gives a descriptor a name. It comes along with the command.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct GetFd {
+    pub(super) fdname: String,
+}
+
 /// Implements [`Command`] for types: `Type = "name", within DEADLINE -> Reply;`.
 macro_rules! commands {
     ($( $type:ty = $name:literal, within $deadline:expr => $reply:ty; )*) => {
@@ -75,4 +81,5 @@ use commands;
 
 commands! {
     QmpCapabilities = "qmp_capabilities", within deadline::QMP_CONNECT => Done;
+    GetFd = "getfd", within deadline::QMP_QUICK => Done;
 }

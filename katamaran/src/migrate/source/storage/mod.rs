@@ -1,7 +1,7 @@
 //! Storage: every drive is mirrored to the destination, and followed to the hand-over.
 //!
 //! ```text
-//!   QEMU ── mirror job ──▶ nbd node ──▶ nbd.sock ──▶ relay ══▶ the destination's export
+//!   QEMU ── mirror job ──▶ nbd node ── a socket that QEMU is handed ══▶ relay ──▶ the destination's export
 //! ```
 //!
 //! The copy runs in the background at first. Once every drive is ready, the guest's writes wait for both
@@ -28,7 +28,7 @@ use crate::migrate::storage::{DriveProgress, Mirrored, Side, StorageError, share
 use crate::qmp::command::{
     BlockJobChange, BlockJobSetSpeed, Command, CopyMode, QueryBlockJobs, QueryStatus,
 };
-use crate::qmp::{EventName, Qmp};
+use crate::qmp::{EventName, Qmp, QmpError};
 
 use super::Run;
 use super::arm::Armed;
@@ -282,8 +282,17 @@ async fn execute<C: Command>(
     doing: &'static str,
     command: C,
 ) -> Result<(), MigrateError> {
-    match qmp.execute(command).await {
-        Ok(_) => Ok(()),
+    for_drive(qmp.execute(command).await.map(|_| ()), job, doing)
+}
+
+/// What came of something that the source's QEMU should do for a drive.
+fn for_drive(
+    done: Result<(), QmpError>,
+    job: &Mirrored,
+    doing: &'static str,
+) -> Result<(), MigrateError> {
+    match done {
+        Ok(()) => Ok(()),
         Err(error) => Err(StorageError::Qemu {
             drive: job.drive.clone(),
             doing,

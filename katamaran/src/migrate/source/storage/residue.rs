@@ -1,7 +1,11 @@
-//! What a mirror leaves behind: jobs and nodes in the source's QEMU, the relay that its data goes through.
+//! What a mirror leaves behind: jobs and nodes in the source's QEMU, and its connections to the
+//! destination.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
 
 use crate::deadline;
 use crate::migrate::error::chain;
@@ -10,7 +14,7 @@ use crate::qmp::command::{
     BlockJobCancel, BlockdevDel, JobDismiss, QueryBlockJobs, QueryNamedBlockNodes,
 };
 use crate::qmp::{Qmp, QmpError};
-use crate::relay::SourceRelay;
+use crate::relay::{HandedStreams, RelayError};
 
 /// Between two looks at jobs that are told to end.
 const POLL: Duration = Duration::from_millis(10);
@@ -19,27 +23,31 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Residue {
     qmp: Qmp,
-    relay: Arc<Mutex<Option<SourceRelay>>>,
+    streams: Arc<Mutex<Option<HandedStreams>>>,
 }
 
 impl Residue {
-    pub(super) fn new(qmp: Qmp, relay: SourceRelay) -> Self {
+    pub(super) fn new(qmp: Qmp, streams: HandedStreams) -> Self {
         Self {
             qmp,
-            relay: Arc::new(Mutex::new(Some(relay))),
+            streams: Arc::new(Mutex::new(Some(streams))),
+        }
+    }
+
+    /// Another connection to the destination: QEMU's end of it.
+    pub(super) async fn open_stream(&self) -> Result<OwnedFd, RelayError> {
+        match self.streams.lock().await.as_mut() {
+            Some(streams) => streams.open().await,
+            None => Err(RelayError::Cut),
         }
     }
 
     /// Cuts the path to the destination. Whatever in QEMU waits for an answer from there gets an error, so
     /// that neither a guest's write nor a `stop` can hang on a destination that is gone.
     pub(crate) async fn cut(&self) {
-        let relay = self
-            .relay
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(relay) = relay {
-            relay.shutdown().await;
+        let streams = self.streams.lock().await.take();
+        if let Some(streams) = streams {
+            streams.shutdown().await;
         }
     }
 

@@ -1,4 +1,4 @@
-//! Starts the mirrors: the destination's exports, the relay to them, a node and a job for each drive.
+//! Starts the mirrors: the destination's exports, then a connection to them, a node and a job for each drive.
 
 use std::time::Instant;
 
@@ -11,15 +11,15 @@ use crate::migrate::storage::job::JobTracker;
 use crate::migrate::storage::{Mirrored, PREFIX, qemu_id, share};
 use crate::qmp::Qmp;
 use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, CopyMode, QueryCommands};
-use crate::relay::Governor;
+use crate::relay::HandedStreams;
 
 use super::residue::{Residue, remove_all};
 use super::verify::Compared;
 use super::watch::Watch;
-use super::{Mirror, MirroredDrive, execute};
+use super::{Mirror, MirroredDrive, execute, for_drive};
 use crate::migrate::source::Run;
 use crate::migrate::source::arm::Armed;
-use crate::migrate::source::streams;
+use crate::migrate::source::streams::to_destination;
 
 /// The command that makes a background mirror a write-blocking one (QEMU 8.2).
 const CHANGES_MODE: &str = "block-job-change";
@@ -48,16 +48,9 @@ pub(super) async fn start(
         _ => return Err(MigrateError::OutOfStep { what: "Export" }),
     }
 
-    let relay = streams::open(
-        armed,
-        run.session,
-        Preamble::nbd,
-        "nbd.sock",
-        Governor::default(),
-        "open the socket for the drives' data",
-    )?;
-    let (socket, path) = (relay.path().to_owned(), relay.status().clone());
-    let residue = Residue::new(qmp.clone(), relay);
+    let streams = HandedStreams::new(to_destination(armed, run.session, Preamble::nbd));
+    let path = streams.status().clone();
+    let residue = Residue::new(qmp.clone(), streams);
     let undo = residue.clone();
     run.undo
         .cleanup("mirrors of the drives", move || undo.remove());
@@ -77,7 +70,8 @@ pub(super) async fn start(
             job: qemu_id(&id),
             drive: id.clone(),
         };
-        let add = BlockdevAddNbd::new(target.clone(), socket.clone(), id);
+        connect(qmp, &residue, &job, &target).await?;
+        let add = BlockdevAddNbd::new(target.clone(), target.clone(), id);
         execute(qmp, &job, "attach the destination's drive", add).await?;
         mirrored.push(MirroredDrive { drive, job, target });
     }
@@ -108,6 +102,18 @@ pub(super) async fn start(
         limit,
         began,
     })
+}
+
+/// Hands QEMU a connection to the destination's exports, under the name of the node that will use it.
+async fn connect(
+    qmp: &Qmp,
+    residue: &Residue,
+    job: &Mirrored,
+    target: &str,
+) -> Result<(), MigrateError> {
+    let doing = "connect it to the destination";
+    let stream = residue.open_stream().await.doing(doing)?;
+    for_drive(qmp.hand_over(target.to_owned(), stream).await, job, doing)
 }
 
 /// A QEMU that can't change a mirror's mode gets the right one from the start.

@@ -1,0 +1,127 @@
+//! Streams that QEMU does not open, but is handed: sockets that are connected to the destination already.
+//!
+//! No byte of theirs comes through here. Their end is seen, and they can be cut, through a second descriptor
+//! of the same socket.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::socket::{self, Shutdown};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::error::RelayError;
+use super::source::{Connector, end};
+use super::status::RelayStatus;
+use crate::deadline;
+use crate::stream::into_tcp;
+
+/// Connections for QEMU. Nobody but who is handed one can get at it: there is no socket to connect to.
+#[must_use = "streams are cut when this is dropped"]
+pub struct HandedStreams {
+    connector: Connector,
+    opened: u32,
+    status: RelayStatus,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl HandedStreams {
+    /// No stream yet.
+    pub fn new(connector: Connector) -> Self {
+        Self {
+            connector,
+            opened: 0,
+            status: RelayStatus::new(),
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Connects the next stream to the destination: a socket for QEMU, which doesn't block.
+    ///
+    /// # Errors
+    /// No connection in time, or one that is not plain TCP.
+    ///
+    /// # Cancel safety
+    /// Dropping the future opens no stream.
+    pub async fn open(&mut self) -> Result<OwnedFd, RelayError> {
+        let stream = self.opened;
+        let failed = |source| RelayError::Connect {
+            stream,
+            source: Arc::new(source),
+        };
+        let within = deadline::RELAY_CONNECT;
+        let socket = match timeout(within, (self.connector)(stream)).await {
+            Ok(connected) => into_tcp(connected.map_err(failed)?),
+            Err(_elapsed) => return Err(RelayError::ConnectDeadline { stream, within }),
+        };
+        let socket = socket
+            .map_err(|_other| RelayError::NotASocket { stream })?
+            .into_std()
+            .map_err(failed)?;
+        let ours = socket.try_clone().map_err(failed)?;
+        // Before QEMU may use it, so that no end is missed.
+        let held = Held(TcpStream::from_std(ours).map_err(failed)?);
+        self.opened += 1;
+        let (open, stop) = (self.status.open(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let _open = open;
+            stop.run_until_cancelled(held.closed()).await;
+            tracing::debug!(stream, "a stream that QEMU was handed is over");
+        });
+        Ok(socket.into())
+    }
+
+    /// Watches the streams: how many are open. It counts no bytes.
+    #[must_use]
+    pub fn status(&self) -> &RelayStatus {
+        &self.status
+    }
+
+    /// Cuts what is open, and waits for that.
+    pub async fn shutdown(self) {
+        let Self {
+            stop, mut tasks, ..
+        } = self;
+        stop.cancel();
+        end(&mut tasks).await;
+    }
+}
+
+impl fmt::Debug for HandedStreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandedStreams")
+            .field("opened", &self.opened)
+            .field("counters", &self.status.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Our descriptor of a stream. Closing it would not end the stream, since QEMU has one of its own: it is cut.
+struct Held(TcpStream);
+
+impl Held {
+    /// Waits until the destination has closed the stream, or it broke. The data is QEMU's: nothing is read.
+    async fn closed(&self) {
+        while let Ok(ready) = self.0.ready(Interest::READABLE | Interest::ERROR).await {
+            if ready.is_read_closed() || ready.is_error() {
+                return;
+            }
+            let forget = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            drop(self.0.try_io(Interest::READABLE, forget));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Fails on a stream that is over already.
+        socket::shutdown(self.0.as_raw_fd(), Shutdown::Both).ok();
+    }
+}
