@@ -30,6 +30,8 @@ mod splice;
 mod status;
 
 #[cfg(test)]
+mod drive_tests;
+#[cfg(test)]
 mod tests;
 
 pub use destination::{Carries, DestinationRelay};
