@@ -39,7 +39,7 @@ const WAITING_SESSIONS: usize = 8;
 #[derive(Debug)]
 #[must_use = "the port closes when it is dropped"]
 pub struct Listener {
-    sessions: mpsc::Receiver<ControlConnection>,
+    arrivals: mpsc::Receiver<Arrival>,
     address: SocketAddr,
     tasks: JoinSet<()>,
 }
@@ -57,6 +57,23 @@ pub struct ControlConnection {
     pub io: Option<BoxStream>,
     streams: mpsc::Receiver<Stream>,
     known: Known,
+}
+
+/// What arrives at the port and belongs to no session yet.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A session begins.
+    Session(ControlConnection),
+    /// Somebody asks, and begins nothing.
+    Look(Look),
+}
+
+/// The connection of somebody who only asks.
+pub struct Look {
+    /// Where they are.
+    pub peer: SocketAddr,
+    /// The bytes after the preamble.
+    pub io: BoxStream,
 }
 
 /// A connection of a known session that is not its control connection.
@@ -93,17 +110,17 @@ impl Listener {
     /// The socket has no local address.
     pub fn start(tcp: TcpListener, upgrade: Upgrade, most_sessions: usize) -> io::Result<Self> {
         let address = tcp.local_addr()?;
-        let (sender, sessions) = mpsc::channel(WAITING_SESSIONS);
+        let (sender, arrivals) = mpsc::channel(WAITING_SESSIONS);
         let door = Door {
             upgrade,
             table: Table::default(),
             most_sessions,
-            sessions: sender,
+            arrivals: sender,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(tcp, door));
         Ok(Self {
-            sessions,
+            arrivals,
             address,
             tasks,
         })
@@ -115,13 +132,13 @@ impl Listener {
         self.address
     }
 
-    /// The next session that begins. Pends for ever where none does.
+    /// The next session that begins, or the next that only asks. Pends for ever where nobody comes.
     ///
     /// # Cancel safety
-    /// Cancel safe: no session is lost.
-    pub async fn next(&mut self) -> ControlConnection {
-        match self.sessions.recv().await {
-            Some(session) => session,
+    /// Cancel safe: nobody is lost.
+    pub async fn next(&mut self) -> Arrival {
+        match self.arrivals.recv().await {
+            Some(arrival) => arrival,
             // The task that serves the port ends only with this value.
             None => std::future::pending().await,
         }
@@ -155,6 +172,14 @@ impl fmt::Debug for ControlConnection {
     }
 }
 
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Look")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream")
@@ -170,7 +195,7 @@ struct Door {
     upgrade: Upgrade,
     table: Table,
     most_sessions: usize,
-    sessions: mpsc::Sender<ControlConnection>,
+    arrivals: mpsc::Sender<Arrival>,
 }
 
 /// A connection did not become one of ours.
@@ -215,7 +240,9 @@ async fn serve(tcp: TcpListener, door: Door) {
                 Ok((peer, Ok((preamble, io)))) => {
                     if let Err((io, fault)) = door.admit(preamble, io, peer) {
                         tracing::warn!(%peer, session = %preamble.session, %fault, "refused");
-                        if preamble.kind == StreamKind::Control && refusals.len() < HALF_OPEN {
+                        let listens =
+                            matches!(preamble.kind, StreamKind::Control | StreamKind::Look);
+                        if listens && refusals.len() < HALF_OPEN {
                             refusals.spawn(refuse(io, fault));
                         }
                     }
@@ -258,6 +285,22 @@ impl Door {
         } = preamble;
         let busy = |message: &str| Fault::new(FaultCode::Busy, message);
         let mut table = lock(&self.table);
+        if kind == StreamKind::Look {
+            // A migration has other things to do than to answer questions.
+            if !table.is_empty() {
+                return Err((
+                    io,
+                    busy("another migration to this destination is under way"),
+                ));
+            }
+            return match self.arrivals.try_reserve() {
+                Ok(place) => {
+                    place.send(Arrival::Look(Look { peer, io }));
+                    Ok(())
+                }
+                Err(_full) => Err((io, busy("too many ask at once"))),
+            };
+        }
         if kind != StreamKind::Control {
             let Some(streams) = table.get(&session) else {
                 let fault = Fault::new(FaultCode::WrongState, "no such session");
@@ -282,7 +325,7 @@ impl Door {
                 busy("another migration to this destination is under way"),
             ));
         }
-        let Ok(place) = self.sessions.try_reserve() else {
+        let Ok(place) = self.arrivals.try_reserve() else {
             return Err((io, busy("too many sessions wait")));
         };
         let (sender, streams) = mpsc::channel(WAITING_STREAMS);
@@ -291,13 +334,13 @@ impl Door {
             session,
             table: Arc::clone(&self.table),
         };
-        place.send(ControlConnection {
+        place.send(Arrival::Session(ControlConnection {
             session,
             peer,
             io: Some(io),
             streams,
             known,
-        });
+        }));
         Ok(())
     }
 }

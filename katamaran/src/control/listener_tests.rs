@@ -35,6 +35,14 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
     timeout(SOON, work).await.expect("in time")
 }
 
+/// The next arrival, which must be a session.
+async fn session(listener: &mut Listener) -> ControlConnection {
+    match soon(listener.next()).await {
+        Arrival::Session(connection) => connection,
+        Arrival::Look(look) => panic!("{look:?}"),
+    }
+}
+
 /// The fault that a control connection for `session` is refused with.
 async fn refusal(dialer: &Dialer, session: SessionId) -> Fault {
     let io = dialer.dial(Preamble::control(session)).await.unwrap();
@@ -60,7 +68,7 @@ async fn echo(requests: &mut Requests<Texts>, server: &Server<Texts>) {
 async fn a_session_and_its_streams_find_each_other() {
     let (mut listener, dialer) = start(1).await;
     let near = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    let mut connection = soon(listener.next()).await;
+    let mut connection = session(&mut listener).await;
     assert_eq!(connection.session, ONE);
     let (client, _notices) = Client::<Texts>::start(near, Timing::default());
     let far = connection.io.take().unwrap();
@@ -92,7 +100,7 @@ async fn ipv6_works_as_well() {
     let mut listener = Listener::start(tcp, plaintext(), 1).unwrap();
     let dialer = Dialer::new(listener.address(), plaintext());
     let _near = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    assert!(soon(listener.next()).await.peer.is_ipv6());
+    assert!(session(&mut listener).await.peer.is_ipv6());
 }
 
 #[tokio::test]
@@ -102,7 +110,7 @@ async fn a_stream_of_an_unknown_session_is_cut() {
     expect_end(&mut early).await;
 
     let _control = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    let connection = soon(listener.next()).await;
+    let connection = session(&mut listener).await;
     let mut other = dialer.dial(Preamble::ram(TWO, 0)).await.unwrap();
     expect_end(&mut other).await;
 
@@ -115,7 +123,7 @@ async fn a_stream_of_an_unknown_session_is_cut() {
 async fn a_busy_destination_says_so_and_is_free_again_later() {
     let (mut listener, dialer) = start(1).await;
     let _control = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    let connection = soon(listener.next()).await;
+    let connection = session(&mut listener).await;
     let twice = refusal(&dialer, ONE).await;
     assert_eq!(twice.code, FaultCode::Busy);
     assert!(
@@ -127,14 +135,14 @@ async fn a_busy_destination_says_so_and_is_free_again_later() {
 
     drop(connection);
     let _control = dialer.dial(Preamble::control(TWO)).await.unwrap();
-    assert_eq!(soon(listener.next()).await.session, TWO);
+    assert_eq!(session(&mut listener).await.session, TWO);
 }
 
 #[tokio::test]
 async fn strangers_do_not_disturb_a_live_session_nor_new_streams() {
     let (mut listener, dialer) = start(1).await;
     let near = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    let mut connection = soon(listener.next()).await;
+    let mut connection = session(&mut listener).await;
     let (client, _notices) = Client::<Texts>::start(near, Timing::default());
     let far = connection.io.take().unwrap();
     let (server, mut requests) = Server::<Texts>::start(far, Timing::default());
@@ -184,7 +192,7 @@ async fn more_silent_strangers_than_places_push_out_one_another() {
         silent.push(TcpStream::connect(listener.address()).await.unwrap());
     }
     let _near = dialer.dial(Preamble::control(ONE)).await.unwrap();
-    assert_eq!(soon(listener.next()).await.session, ONE);
+    assert_eq!(session(&mut listener).await.session, ONE);
     // The oldest is out long before its deadline.
     timeout(crate::deadline::PREAMBLE / 2, expect_end(&mut silent[0]))
         .await
@@ -219,7 +227,7 @@ async fn a_handshake_that_fails_or_hangs_lets_nobody_in_and_stops_nobody() {
     let mut good = TcpStream::connect(listener.address()).await.unwrap();
     good.write_u8(b'!').await.unwrap();
     Preamble::control(ONE).write(&mut good, SOON).await.unwrap();
-    assert_eq!(soon(listener.next()).await.session, ONE);
+    assert_eq!(session(&mut listener).await.session, ONE);
 }
 
 #[tokio::test]
@@ -231,4 +239,36 @@ async fn nobody_at_the_port_is_a_clear_error() {
     };
     assert!(matches!(error, DialError::Connect { .. }), "{error:?}");
     assert!(error.to_string().contains("127.0.0.1:"), "{error}");
+}
+
+#[tokio::test]
+async fn who_only_asks_takes_nobodys_place() {
+    let (mut listener, dialer) = start(1).await;
+    let io = dialer.dial(Preamble::look(TWO)).await.unwrap();
+    let Arrival::Look(look) = soon(listener.next()).await else {
+        panic!("no look")
+    };
+    let (client, _notices) = Client::<Texts>::start(io, Timing::default());
+    let (server, mut requests) = Server::<Texts>::start(look.io, Timing::default());
+    let hello = "hello".to_owned();
+    let (reply, ()) =
+        soon(async { tokio::join!(client.request(&hello, SOON), echo(&mut requests, &server)) })
+            .await;
+    assert_eq!(reply.unwrap(), "hello");
+    // The one place is free.
+    let _near = dialer.dial(Preamble::control(ONE)).await.unwrap();
+    assert_eq!(session(&mut listener).await.session, ONE);
+    listener.shutdown().await;
+}
+
+#[tokio::test]
+async fn who_asks_during_a_session_is_told_so() {
+    let (mut listener, dialer) = start(1).await;
+    let _near = dialer.dial(Preamble::control(ONE)).await.unwrap();
+    let _connection = session(&mut listener).await;
+    let io = dialer.dial(Preamble::look(TWO)).await.unwrap();
+    let (client, _notices) = Client::<Texts>::start(io, Timing::default());
+    let why = soon(client.ended()).await;
+    assert_eq!(why.fault().unwrap().code, FaultCode::Busy);
+    listener.shutdown().await;
 }

@@ -43,7 +43,7 @@ pub use dial::{DialError, Dialer, Upgrade, plaintext};
 pub use error::ControlError;
 pub use fault::{Fault, FaultCode};
 pub use frame::{FRAME_LIMIT, FrameError};
-pub use listener::{ControlConnection, Listener, Stream};
+pub use listener::{Arrival, ControlConnection, Listener, Look, Stream};
 pub use preamble::{PREAMBLE_VERSION, Preamble, PreambleError, StreamKind};
 pub use server::{RequestId, Requests, Server};
 pub use version::select;

@@ -4,7 +4,7 @@
 //! | ---: | ---: | --- |
 //! | 0 | 8 | `katamarn` |
 //! | 8 | 2 | version of this layout, big-endian |
-//! | 10 | 1 | kind: 1 control, 2 RAM, 3 NBD |
+//! | 10 | 1 | kind: 1 control, 2 RAM, 3 NBD, 4 look |
 //! | 11 | 1 | zero |
 //! | 12 | 4 | index of the stream among those of its kind, big-endian |
 //! | 16 | 8 | session id, big-endian |
@@ -32,6 +32,9 @@ pub enum StreamKind {
     Ram = 2,
     /// One connection to the destination's NBD export.
     Nbd = 3,
+    /// Somebody who asks before a migration, and begins none. Releases that do not know it close the
+    /// connection and go on waiting.
+    Look = 4,
 }
 
 /// Says which session a connection belongs to and what it is for.
@@ -101,6 +104,16 @@ impl Preamble {
             kind: StreamKind::Nbd,
             session,
             index,
+        }
+    }
+
+    /// The preamble of a connection that only asks.
+    #[must_use]
+    pub fn look(session: SessionId) -> Self {
+        Self {
+            kind: StreamKind::Look,
+            session,
+            index: 0,
         }
     }
 
@@ -192,6 +205,7 @@ impl Preamble {
             1 => StreamKind::Control,
             2 => StreamKind::Ram,
             3 => StreamKind::Nbd,
+            4 => StreamKind::Look,
             kind => return Err(PreambleError::Kind { kind }),
         };
         if reserved != 0 {

@@ -7,10 +7,11 @@
 pub mod convergence;
 pub mod destination;
 mod error;
+pub(crate) mod fit;
 pub mod ledger;
 mod measured;
 pub mod message;
-mod node;
+pub(crate) mod node;
 pub mod progress;
 pub mod reconcile;
 pub mod report;

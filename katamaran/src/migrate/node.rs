@@ -1,6 +1,5 @@
 //! The VM on this node: its QEMU, its tap, the namespaces they live in.
 
-use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -37,17 +36,29 @@ impl Node {
     /// No QMP at that socket, no tap, or several and none chosen.
     pub(crate) async fn open(config: &CommonConfig) -> Result<Self, MigrateError> {
         let qmp = Qmp::connect(&config.qmp).await.doing("connect to QMP")?;
+        Self::around(qmp, config.tap.as_deref(), config.tap_netns.as_deref()).await
+    }
+
+    /// Finds the tap of a QEMU. Changes nothing.
+    ///
+    /// # Errors
+    /// No tap, or several and none chosen.
+    pub(crate) async fn around(
+        qmp: Qmp,
+        tap: Option<&str>,
+        tap_netns: Option<&Path>,
+    ) -> Result<Self, MigrateError> {
         let events = qmp.subscribe();
         let qemu_pid = qmp.peer_pid().and_then(|pid| i32::try_from(pid).ok());
         let netns = NetNs::current().doing("open this node's network namespace")?;
         let netlink = netns.netlink().doing("open netlink")?;
-        let (tap_name, tap_netns) = match (&config.tap, &config.tap_netns, qemu_pid) {
+        let (tap_name, tap_netns) = match (tap, tap_netns, qemu_pid) {
             (Some(tap), Some(path), _) => {
-                (tap.clone(), NetNs::open(path).doing("open --tap-netns")?)
+                (tap.to_owned(), NetNs::open(path).doing("open --tap-netns")?)
             }
-            (Some(tap), None, None) => (tap.clone(), netns.clone()),
+            (Some(tap), None, None) => (tap.to_owned(), netns.clone()),
             (wanted, path, Some(pid)) => {
-                let found = discover::tap(pid, wanted.as_deref())?;
+                let found = discover::tap(pid, wanted)?;
                 let tap_netns = match path {
                     Some(path) => NetNs::open(path).doing("open --tap-netns")?,
                     None => found.netns,
@@ -192,9 +203,4 @@ pub(crate) fn kernel_release() -> String {
         |_| "unknown".into(),
         |u| u.release().to_string_lossy().into_owned(),
     )
-}
-
-/// Bytes that the outer header adds.
-pub(crate) fn encapsulation_overhead(vm_address: &IpAddr) -> u32 {
-    if vm_address.is_ipv4() { 20 } else { 40 }
 }

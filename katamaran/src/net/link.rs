@@ -112,6 +112,27 @@ pub struct LinkInfo {
     pub counters: LinkCounters,
 }
 
+#[cfg(test)]
+impl LinkInfo {
+    /// A tap of this name and MTU.
+    pub(crate) fn fake(name: &str, mtu: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            index: 1,
+            mac: None,
+            mtu,
+            kind: LinkKind::Tun,
+            up: true,
+            carrier: true,
+            operstate: State::Up,
+            txqlen: 1000,
+            controller: None,
+            qdisc: None,
+            counters: LinkCounters::default(),
+        }
+    }
+}
+
 impl Netlink {
     /// The device with this name.
     ///

@@ -24,7 +24,19 @@ use crate::session_id::SessionId;
 
 const ETHERNET_HEADER: u32 = 14;
 const UDP_AND_VXLAN_HEADERS: u32 = 16;
+const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
+
+/// Bytes that are put around an IP packet on its way to `remote`.
+#[must_use]
+pub fn overhead(remote: IpAddr) -> u32 {
+    let outer = if remote.is_ipv4() {
+        IPV4_HEADER
+    } else {
+        IPV6_HEADER
+    };
+    ETHERNET_HEADER + UDP_AND_VXLAN_HEADERS + outer
+}
 
 /// A tunnel between the two nodes of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +153,7 @@ async fn check_underlay(netlink: &Netlink, spec: &VxlanSpec) -> Result<()> {
     if spec.remote.is_ipv4() {
         return Ok(());
     }
-    let needed = spec.vm_mtu + ETHERNET_HEADER + UDP_AND_VXLAN_HEADERS + IPV6_HEADER;
+    let needed = spec.vm_mtu + overhead(spec.remote);
     let available = netlink.path_mtu(spec.remote).await?;
     if needed > available {
         return Err(NetError::UnderlayMtu {

@@ -27,7 +27,7 @@ use crate::session_id::SessionId;
 
 /// Packets that the tap must be able to take at one go: a tap never pushes back, and what a
 /// release can't fit is lost. 8 bytes each.
-const RING: u32 = 131_072;
+pub(crate) const RING: u32 = 131_072;
 /// The plug's limit: 10 Gbit/s for the longest pause to expect, and its double for the lead.
 const PLUG_BYTES_PER_MS: u64 = 2 * 10_000_000_000 / 8 / 1000;
 /// For packets to arrive and to be read before the ledger is told. A guest that is behind needs it.
@@ -159,8 +159,7 @@ impl Delivery {
             Tunnel::None => None,
             Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(node, session, vm, arm, undo).await?),
         };
-        let limit_bytes = u32::try_from(arm.downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS))
-            .unwrap_or(u32::MAX);
+        let limit_bytes = plug_limit(arm.downtime_limit_ms);
         let buffer = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
             Ok(plug) => {
                 if let Some(holding) = holding.lock().await.as_mut() {
@@ -340,6 +339,22 @@ impl Delivery {
     }
 }
 
+/// Bytes that the plug may hold for a pause of at most so many milliseconds.
+pub(crate) fn plug_limit(downtime_limit_ms: u64) -> u32 {
+    u32::try_from(downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS)).unwrap_or(u32::MAX)
+}
+
+/// The programs of the destination and the tap they deliver to have to be in one namespace.
+pub(crate) fn check_namespaces(node: &Node) -> Result<(), MigrateError> {
+    if node.tap_netns == node.netns {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "the VM's tap {} is in another network namespace than katamaran: start it in that namespace",
+        node.tap.name
+    )))
+}
+
 async fn attach(
     node: &Node,
     session: SessionId,
@@ -347,12 +362,7 @@ async fn attach(
     arm: &Arm,
     undo: &mut UndoStack,
 ) -> Result<Hooks, MigrateError> {
-    if node.tap_netns != node.netns {
-        return Err(refused(format!(
-            "the VM's tap {} is in another network namespace than katamaran: start it in that namespace",
-            node.tap.name
-        )));
-    }
+    check_namespaces(node)?;
     let (Some(source), Some(own)) = (
         arm.source_addresses.first(),
         arm.destination_addresses.first(),

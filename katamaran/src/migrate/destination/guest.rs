@@ -20,22 +20,27 @@ use super::storage;
 /// QEMU must wait for a VM and run none. `stop` while it waits clears its autostart
 /// (`qmp_stop()`, monitor/qmp-cmds.c), so that it can't run the VM before COMMIT, with or without `-S`.
 pub(crate) async fn must_be_incoming(node: &Node) -> Result<(), MigrateError> {
-    let status = node
-        .qmp
-        .execute(QueryStatus)
-        .await
-        .doing("ask for QEMU's state")?;
-    if status.status != RunState::Inmigrate {
-        return Err(refused(format!(
-            "QEMU is {}, not waiting for a VM: start it with the source's options and `-incoming defer`",
-            status.status
-        )));
-    }
+    check_incoming(&node.qmp).await?;
     node.qmp
         .execute(Stop)
         .await
         .doing("keep QEMU from starting the VM by itself")?;
     Ok(())
+}
+
+/// QEMU waits for a VM. Changes nothing.
+pub(crate) async fn check_incoming(qmp: &Qmp) -> Result<(), MigrateError> {
+    let status = qmp
+        .execute(QueryStatus)
+        .await
+        .doing("ask for QEMU's state")?;
+    if status.status == RunState::Inmigrate {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "QEMU is {}, not waiting for a VM: start it with the source's options and `-incoming defer`",
+        status.status
+    )))
 }
 
 /// What must be the same on both nodes, compared before a byte moves. All differences at once. Returns

@@ -1,25 +1,27 @@
 //! The destination: the node that will run the VM. It does what the source asks, step by step, and
 //! runs the VM on COMMIT and on nothing else.
 
-mod delivery;
+pub(crate) mod delivery;
 mod ending;
-mod guest;
+pub(crate) mod guest;
+mod look;
 mod neighbours;
 mod session;
 mod stage;
 mod storage;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Doing as _, MigrateError, chain};
 use super::node::Node;
 use super::progress::{Outlets, Progress};
 use super::report::{Outcome, Report, Role};
-use crate::config::DestinationConfig;
-use crate::control::{Listener, plaintext};
+use crate::config::{CommonConfig, DestinationConfig};
+use crate::control::{Arrival, ControlConnection, Listener, plaintext};
 use crate::deadline;
 use crate::ebpf;
 use crate::session_id::SessionId;
@@ -78,20 +80,14 @@ async fn take_in(
     ebpf::object_state().doing("look at the eBPF programs")?;
     let node = Node::open(&config.common).await?;
     guest::must_be_incoming(&node).await?;
-    let ip = config.listen.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    let address = SocketAddr::new(ip, config.common.port);
-    let socket = bind(address)
-        .await
-        .map_err(|source| MigrateError::Listen { address, source })?;
-    let mut listener = Listener::start(socket, plaintext(), 1)
-        .map_err(|source| MigrateError::Listen { address, source })?;
+    let address = listen_address(config.listen, config.common.port);
+    let failed = |source| MigrateError::Listen { address, source };
+    let socket = bind(address).and_then(listen).map_err(failed)?;
+    let mut listener = Listener::start(socket, plaintext(), 1).map_err(failed)?;
     tracing::info!(%address, tap = %node.tap.name, "ready for the source");
-    let incoming = tokio::select! {
-        incoming = listener.next() => incoming,
-        () = stop.cancelled() => {
-            listener.shutdown().await;
-            return Err(MigrateError::Interrupted);
-        }
+    let Some(incoming) = wait_for_source(&mut listener, &node, &config.common, stop).await else {
+        listener.shutdown().await;
+        return Err(MigrateError::Interrupted);
     };
     report.session = incoming.session;
     progress.start(incoming.session);
@@ -106,15 +102,58 @@ async fn take_in(
     Ok(end)
 }
 
-/// `[::]` takes IPv4 as well (IPV6_V6ONLY off); without IPv6 on the node, `0.0.0.0`.
-async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+/// The next source, or `None` when we are to stop. Whoever only asks (`katamaran preflight`) is answered
+/// meanwhile, and cut off when the source comes.
+async fn wait_for_source(
+    listener: &mut Listener,
+    node: &Node,
+    config: &CommonConfig,
+    stop: &CancellationToken,
+) -> Option<ControlConnection> {
+    let mut looking: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
+        Box::pin(std::future::pending());
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return None,
+            arrival = listener.next() => match arrival {
+                Arrival::Session(connection) => return Some(connection),
+                Arrival::Look(look) => looking = Box::pin(look::answer(node, config, look)),
+            },
+            () = &mut looking => looking = Box::pin(std::future::pending()),
+        }
+    }
+}
+
+/// Where the destination listens.
+pub(crate) fn listen_address(listen: Option<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(listen.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), port)
+}
+
+/// Takes the port; nobody can connect yet. `[::]` takes IPv4 as well (IPV6_V6ONLY off); without IPv6
+/// on the node, `0.0.0.0`.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let take = |address: SocketAddr| -> std::io::Result<TcpSocket> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    match take(address) {
         Err(error)
             if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
                 && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) =>
         {
-            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+            take((std::net::Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         other => other,
     }
+}
+
+fn listen(socket: TcpSocket) -> std::io::Result<TcpListener> {
+    const BACKLOG: u32 = 1024;
+    socket.listen(BACKLOG)
 }

@@ -13,10 +13,8 @@ use crate::control::{
 };
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
-use crate::migrate::message::{
-    MigrationProtocol, Notice, PROTOCOL, Prepared, Reply, Request, VmDescription,
-};
-use crate::migrate::node::{Node, kernel_release, make_private_for_now, relay_directory};
+use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
+use crate::migrate::node::{Node, make_private_for_now, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::{Report, Role};
 use crate::migrate::rollback::UndoStack;
@@ -30,6 +28,7 @@ use crate::session_id::SessionId;
 
 use super::delivery::Delivery;
 use super::guest;
+use super::look;
 use super::neighbours;
 use super::stage::{self, Facts, Stage};
 use super::storage::Exported;
@@ -214,25 +213,12 @@ impl Session<'_> {
 
     async fn act(&mut self, request: Request) -> Result<Reply, MigrateError> {
         match request {
-            Request::Hello { versions, software } => {
-                let version = crate::control::select(&versions, &[PROTOCOL]).ok_or_else(|| {
-                    crate::migrate::node::refused(format!(
-                        "the source (katamaran {software}) speaks session versions {versions:?}, this one speaks {PROTOCOL}"
-                    ))
-                })?;
-                Ok(Reply::Hello {
-                    version,
-                    software: env!("CARGO_PKG_VERSION").to_owned(),
-                })
-            }
+            Request::Hello { versions, software } => look::hello(&versions, &software),
             Request::Prepare(vm) => {
-                self.drives = guest::compare(&self.node, &vm, self.config).await?;
+                let (drives, reply) = look::prepare(&self.node, self.config, &vm).await?;
+                self.drives = drives;
                 self.vm = Some(vm);
-                Ok(Reply::Prepared(Prepared {
-                    qemu_version: self.node.qemu_version(),
-                    tap: self.node.tap.name.clone(),
-                    kernel: kernel_release(),
-                }))
+                Ok(reply)
             }
             Request::Attach(offer) => {
                 let (answer, held) =

@@ -3,21 +3,23 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::TunnelMode;
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
 use crate::ebpf;
 use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::fit;
 use crate::migrate::message::{
     MigrationProtocol, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Storage, Tunnel,
-    VXLAN_PORT, VmDescription,
+    VmDescription,
 };
-use crate::migrate::node::{Node, encapsulation_overhead, refused};
+use crate::migrate::node::{Node, refused};
 use crate::migrate::shared::attach_source;
 use crate::migrate::storage::PREFIX;
 use crate::migrate::storage::drive::{self, Drive};
+use crate::net::Netlink;
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::route::Underlay;
+use crate::qmp::Qmp;
 use crate::qmp::command::{self, RunState};
 
 use super::Run;
@@ -44,12 +46,16 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     ebpf::object_state().doing("look at the eBPF programs")?;
     let config = &run.config;
     let node = Node::open(&config.common).await?;
-    check_vm_is_free(&node).await?;
+    check_vm_is_free(&node.qmp).await?;
     let mac = node.vm_mac().await?;
-    let hook = find_hook(run, &node, mac).await?;
-    let underlays = find_underlays(run, &node).await?;
-    let tunnel = choose_tunnel(run, &node, &underlays)?;
-    let drives = find_drives(run, &node).await?;
+    let wanted = config.redirect_dev.as_deref();
+    let hook = find_hook(&node.netlink, wanted, &config.vm_ips, Some(mac)).await?;
+    let underlays = find_underlays(&node.netlink, &config.dest_ips).await?;
+    let tunnel = fit::choose(config.common.tunnel, &config.vm_ips, &node.tap, &underlays)?;
+    let drives = match config.common.shared_storage {
+        true => Vec::new(),
+        false => find_drives(&node.qmp, config.common.drive_ids.as_deref()).await?,
+    };
 
     let destination = SocketAddr::new(config.dest_ips[0], config.common.port);
     let dialer = Dialer::new(destination, plaintext());
@@ -60,7 +66,15 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;
-    let theirs = describe_vm(run, &node, &peer, mac, &drives).await?;
+    let vm = describe_vm(
+        &node,
+        mac,
+        &config.vm_ips,
+        config.common.shared_storage,
+        &drives,
+    )
+    .await;
+    let theirs = ask_prepare(&peer, vm).await?;
     if run.config.common.shared_storage {
         run.shared = attach_source(&run.config, run.session, &node, &peer, &mut run.undo).await?;
     }
@@ -90,17 +104,16 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     })
 }
 
-async fn check_vm_is_free(node: &Node) -> Result<(), MigrateError> {
-    let status = node
-        .qmp
+/// The VM runs, and nothing keeps it from being migrated.
+pub(crate) async fn check_vm_is_free(qmp: &Qmp) -> Result<(), MigrateError> {
+    let status = qmp
         .execute(command::QueryStatus)
         .await
         .doing("ask for the VM's state")?;
     if status.status != RunState::Running {
         return Err(MigrateError::NotRunning(status.status.to_string()));
     }
-    let migration = node
-        .qmp
+    let migration = qmp
         .execute(command::QueryMigrate)
         .await
         .doing("ask for a migration")?;
@@ -120,20 +133,17 @@ async fn check_vm_is_free(node: &Node) -> Result<(), MigrateError> {
 }
 
 /// The drives to mirror, none of which may be busy with something else.
-async fn find_drives(run: &Run, node: &Node) -> Result<Vec<Drive>, MigrateError> {
-    let config = &run.config.common;
-    if config.shared_storage {
-        return Ok(Vec::new());
-    }
-    let disks = node
-        .qmp
+pub(crate) async fn find_drives(
+    qmp: &Qmp,
+    named: Option<&[String]>,
+) -> Result<Vec<Drive>, MigrateError> {
+    let disks = qmp
         .execute(command::QueryBlock)
         .await
         .doing("ask for the VM's drives")?;
-    let drives = drive::choose(config.drive_ids.as_deref(), &disks)
-        .map_err(|problems| MigrateError::Refused { problems })?;
-    let jobs = node
-        .qmp
+    let drives =
+        drive::choose(named, &disks).map_err(|problems| MigrateError::Refused { problems })?;
+    let jobs = qmp
         .execute(command::QueryBlockJobs)
         .await
         .doing("ask for block jobs")?;
@@ -152,19 +162,23 @@ async fn find_drives(run: &Run, node: &Node) -> Result<Vec<Drive>, MigrateError>
     Ok(drives)
 }
 
-async fn find_hook(run: &Run, node: &Node, mac: MacAddr) -> Result<LinkInfo, MigrateError> {
-    if let Some(name) = &run.config.redirect_dev {
-        return node
-            .netlink
+/// The device that leads to the VM, where its packets are turned.
+pub(crate) async fn find_hook(
+    netlink: &Netlink,
+    wanted: Option<&str>,
+    vm_ips: &[IpAddr],
+    mac: Option<MacAddr>,
+) -> Result<LinkInfo, MigrateError> {
+    if let Some(name) = wanted {
+        return netlink
             .link_by_name(name)
             .await
             .doing("look at --redirect-dev");
     }
     let mut hook: Option<LinkInfo> = None;
-    for address in &run.config.vm_ips {
-        let towards = node
-            .netlink
-            .towards_vm(*address, Some(mac))
+    for address in vm_ips {
+        let towards = netlink
+            .towards_vm(*address, mac)
             .await
             .doing("find the device that leads to the VM (or name it with --redirect-dev)")?;
         match &hook {
@@ -180,11 +194,14 @@ async fn find_hook(run: &Run, node: &Node, mac: MacAddr) -> Result<LinkInfo, Mig
     hook.ok_or_else(|| refused("--vm-ip is empty"))
 }
 
-async fn find_underlays(run: &Run, node: &Node) -> Result<Vec<Underlay>, MigrateError> {
+/// The way to each of the destination's addresses.
+pub(crate) async fn find_underlays(
+    netlink: &Netlink,
+    dest_ips: &[IpAddr],
+) -> Result<Vec<Underlay>, MigrateError> {
     let mut underlays = Vec::new();
-    for peer in &run.config.dest_ips {
-        let underlay = node
-            .netlink
+    for peer in dest_ips {
+        let underlay = netlink
             .underlay(*peer)
             .await
             .doing("find the way to --dest-ip")?;
@@ -198,44 +215,8 @@ async fn find_underlays(run: &Run, node: &Node) -> Result<Vec<Underlay>, Migrate
     Ok(underlays)
 }
 
-/// One path for all packets of the VM: two paths of different speed would reorder them.
-fn choose_tunnel(run: &Run, node: &Node, underlays: &[Underlay]) -> Result<Tunnel, MigrateError> {
-    let too_big: Vec<String> = run
-        .config
-        .vm_ips
-        .iter()
-        .filter_map(|vm| {
-            let underlay = underlays
-                .iter()
-                .find(|u| u.peer.is_ipv4() == vm.is_ipv4())?;
-            let (mtu, overhead) = (node.tap.mtu, encapsulation_overhead(vm));
-            (mtu + overhead > underlay.mtu).then(|| {
-                format!(
-                    "{mtu} (MTU of {}) + {overhead} (outer header) > {} (path to {})",
-                    node.tap.name, underlay.mtu, underlay.peer
-                )
-            })
-        })
-        .collect();
-    match run.config.common.tunnel {
-        TunnelMode::None => Ok(Tunnel::None),
-        TunnelMode::Vxlan => Ok(Tunnel::Vxlan { port: VXLAN_PORT }),
-        TunnelMode::Auto | TunnelMode::Ipip if too_big.is_empty() => Ok(Tunnel::Ip),
-        TunnelMode::Auto => {
-            tracing::info!(
-                reason = too_big.join("; "),
-                "full packets do not fit with IPIP: using vxlan"
-            );
-            Ok(Tunnel::Vxlan { port: VXLAN_PORT })
-        }
-        TunnelMode::Ipip => Err(refused(format!(
-            "--tunnel-mode ipip: a full packet does not fit: {}; use auto or vxlan, which fragments the outer packet",
-            too_big.join("; ")
-        ))),
-    }
-}
-
-async fn greet(peer: &Peer) -> Result<(), MigrateError> {
+/// Do both speak the same? Returns the destination's release.
+pub(crate) async fn greet(peer: &Peer) -> Result<String, MigrateError> {
     let hello = Request::Hello {
         versions: vec![PROTOCOL],
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -245,35 +226,43 @@ async fn greet(peer: &Peer) -> Result<(), MigrateError> {
         .await?
     {
         Reply::Hello {
-            version: PROTOCOL, ..
-        } => Ok(()),
+            version: PROTOCOL,
+            software,
+        } => Ok(software),
         _ => Err(MigrateError::OutOfStep { what: "Hello" }),
     }
 }
 
-async fn describe_vm(
-    run: &Run,
+/// What the destination has to have the same.
+pub(crate) async fn describe_vm(
     node: &Node,
-    peer: &Peer,
     mac: MacAddr,
+    vm_ips: &[IpAddr],
+    shared_storage: bool,
     drives: &[Drive],
-) -> Result<PeerPrepared, MigrateError> {
+) -> VmDescription {
     let (machine_type, ram_bytes, vcpus) = node.shape().await;
-    let addresses: Vec<IpAddr> = run.config.vm_ips.clone();
-    let vm = VmDescription {
-        addresses,
+    VmDescription {
+        addresses: vm_ips.to_vec(),
         mac: mac.0,
         tap_mtu: node.tap.mtu,
         ram_bytes,
         machine_type,
         vcpus,
         qemu_version: node.qemu_version(),
-        storage: match run.config.common.shared_storage {
+        storage: match shared_storage {
             true => Storage::Shared,
             false => Storage::Mirrored,
         },
         drives: drives.iter().map(|d| d.description.clone()).collect(),
-    };
+    }
+}
+
+/// Has the destination compare.
+pub(crate) async fn ask_prepare(
+    peer: &Peer,
+    vm: VmDescription,
+) -> Result<PeerPrepared, MigrateError> {
     match peer
         .ask(
             "prepare the destination",

@@ -1,0 +1,70 @@
+//! Looking only: Hello and Prepare change nothing. They begin a session, and they can be asked by somebody
+//! who begins none (`katamaran preflight`), with the same answers.
+
+use std::time::Duration;
+
+use crate::config::CommonConfig;
+use crate::control::{Fault, FaultCode, Look, Server, Timing, select};
+use crate::migrate::error::{MigrateError, chain};
+use crate::migrate::message::{
+    MigrationProtocol, PROTOCOL, Prepared, Reply, Request, VmDescription,
+};
+use crate::migrate::node::{Node, kernel_release, refused};
+use crate::migrate::storage::drive::Drive;
+
+use super::guest;
+
+/// How long one may ask.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers until the asker has gone.
+pub(super) async fn answer(node: &Node, config: &CommonConfig, look: Look) {
+    tracing::info!(from = %look.peer, "asked whether a VM can come here");
+    let (server, mut requests) = Server::<MigrationProtocol>::start(look.io, Timing::default());
+    let answers = async {
+        while let Ok((id, request)) = requests.next().await {
+            let reply = match request {
+                Request::Hello { versions, software } => hello(&versions, &software),
+                Request::Prepare(vm) => prepare(node, config, &vm)
+                    .await
+                    .map(|(_drives, reply)| reply),
+                _ => Err(refused("this connection only asks")),
+            };
+            let reply = reply.map_err(|error| Fault::new(FaultCode::Failed, chain(&error)));
+            if server.reply(id, reply).is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, answers).await.is_err() {
+        tracing::debug!(from = %look.peer, "asked for too long");
+    }
+}
+
+/// The version that both speak.
+pub(super) fn hello(versions: &[u16], software: &str) -> Result<Reply, MigrateError> {
+    let version = select(versions, &[PROTOCOL]).ok_or_else(|| {
+        refused(format!(
+            "the source (katamaran {software}) speaks session versions {versions:?}, this one speaks {PROTOCOL}"
+        ))
+    })?;
+    Ok(Reply::Hello {
+        version,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Compares the source's VM with the one that waits here. Returns the drives to mirror to, too.
+pub(super) async fn prepare(
+    node: &Node,
+    config: &CommonConfig,
+    vm: &VmDescription,
+) -> Result<(Vec<Drive>, Reply), MigrateError> {
+    let drives = guest::compare(node, vm, config).await?;
+    let reply = Reply::Prepared(Prepared {
+        qemu_version: node.qemu_version(),
+        tap: node.tap.name.clone(),
+        kernel: kernel_release(),
+    });
+    Ok((drives, reply))
+}
