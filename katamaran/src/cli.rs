@@ -16,6 +16,22 @@ Exit status:
   5    done, but something was left behind (listed)
   130  interrupted and cleaned up";
 
+/// The same for `katamaran preflight`.
+const PREFLIGHT_STATUS: &str = "\
+The flags are those of a migration, and none of them is needed: put `preflight` in front of the flags that you
+would migrate with. Each adds to what is looked at. Without --mode, --dest-ip or --listen, the node is looked at as
+a source and as a destination.
+
+Each line is one of
+  ok         nothing to do
+  degraded   it works, at a cost that is told
+  missing    it does not work; what to do is told
+  unchecked  it could not be looked at; why is told
+
+Exit status:
+  0    nothing is missing
+  2    something is missing, or bad usage; with --strict also if something is degraded or unchecked";
+
 /// Live-migrates a Kata Containers VM to another node and proves that no packet was lost.
 ///
 /// Start `katamaran --mode dest` beside the incoming QEMU on the destination node, then
@@ -37,6 +53,22 @@ pub enum Command {
         /// The report file
         file: PathBuf,
     },
+    /// Look whether a migration would work on this node, and change nothing
+    #[command(after_help = PREFLIGHT_STATUS)]
+    Preflight(Box<PreflightArgs>),
+}
+
+/// Flags of `katamaran preflight`.
+#[derive(Debug, Args)]
+pub struct PreflightArgs {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with status 2 also when something is degraded or could not be looked at
+    #[arg(long)]
+    pub strict: bool,
+    #[command(flatten)]
+    pub migrate: MigrateArgs,
 }
 
 /// Flags of `katamaran --mode source|dest`.

@@ -2,6 +2,7 @@
 //! known before the first socket is opened.
 
 mod metrics;
+mod preflight;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{MigrateArgs, SourceVm};
 
 pub use metrics::MetricsConfig;
+pub use preflight::PreflightConfig;
 
 /// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
 /// migration is not live.
@@ -123,12 +125,13 @@ impl Config {
     pub fn from_args(args: &MigrateArgs) -> Result<Self, UsageError> {
         let mut problems = Vec::new();
         let config = match args.mode.as_deref() {
-            Some("source") => source(args, &mut problems).map(|c| Self::Source(Box::new(c))),
-            Some("dest") => {
-                destination(args, &mut problems).map(|c| Self::Destination(Box::new(c)))
+            Some("source") => {
+                source(args, Needed::All, &mut problems).map(|c| Self::Source(Box::new(c)))
             }
+            Some("dest") => destination(args, Needed::All, &mut problems)
+                .map(|c| Self::Destination(Box::new(c))),
             Some(other) => {
-                problems.push(format!("invalid --mode {other:?}: it is source or dest"));
+                problems.push(invalid_mode(other));
                 None
             }
             None => {
@@ -143,15 +146,28 @@ impl Config {
     }
 }
 
-fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig> {
-    let common = common(args, problems);
+fn invalid_mode(mode: &str) -> String {
+    format!("invalid --mode {mode:?}: it is source or dest")
+}
+
+/// Whether what a migration can't do without has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needed {
+    All,
+    /// Only what is given is looked at.
+    Nothing,
+}
+
+fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Option<SourceConfig> {
+    let common = common(args, needed, problems);
     let dest_ips = addresses(
         "--dest-ip",
         "the destination's address on the node network",
         &args.dest_ip,
+        needed,
         problems,
     );
-    let vm_ips = addresses("--vm-ip", "the VM's address", &args.vm_ip, problems);
+    let vm_ips = addresses("--vm-ip", "the VM's address", &args.vm_ip, needed, problems);
     for family in [Family::V4, Family::V6] {
         let vm = vm_ips.iter().find(|ip| Family::of(ip) == family);
         let dests = dest_ips
@@ -235,8 +251,12 @@ fn source(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<SourceConfig
     })
 }
 
-fn destination(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<DestinationConfig> {
-    let common = common(args, problems);
+fn destination(
+    args: &MigrateArgs,
+    needed: Needed,
+    problems: &mut Vec<String>,
+) -> Option<DestinationConfig> {
+    let common = common(args, needed, problems);
     for (flag, given) in [
         ("--dest-ip", !args.dest_ip.is_empty()),
         ("--vm-ip", !args.vm_ip.is_empty()),
@@ -267,8 +287,9 @@ fn destination(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<Destina
     })
 }
 
-fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig> {
-    if args.qmp.is_none() {
+fn common(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Option<CommonConfig> {
+    let all = needed == Needed::All;
+    if all && args.qmp.is_none() {
         problems.push("--qmp is missing: the QMP socket of the VM's QEMU on this node".into());
     }
     if args.port == 0 {
@@ -276,7 +297,7 @@ fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig
     }
     if args.tls_dir.is_some() {
         problems.push("--tls-dir is not implemented yet: the session can only be run with --insecure-plaintext".into());
-    } else if !args.insecure_plaintext {
+    } else if all && !args.insecure_plaintext {
         problems.push(
             "the session would be neither encrypted nor authenticated, and carries the VM's memory: \
              pass --insecure-plaintext if the node network is trusted"
@@ -301,7 +322,10 @@ fn common(args: &MigrateArgs, problems: &mut Vec<String>) -> Option<CommonConfig
         }
     };
     Some(CommonConfig {
-        qmp: args.qmp.clone()?,
+        qmp: match needed {
+            Needed::All => args.qmp.clone()?,
+            Needed::Nothing => args.qmp.clone().unwrap_or_default(),
+        },
         port: args.port,
         tap: device_name("--tap", args.tap.as_deref(), problems),
         tap_netns: args.tap_netns.clone(),
@@ -344,8 +368,14 @@ fn drive_ids(named: &[String], problems: &mut Vec<String>) -> Option<Vec<String>
     (!ids.is_empty()).then_some(ids)
 }
 
-fn addresses(flag: &str, what: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<IpAddr> {
-    if texts.is_empty() {
+fn addresses(
+    flag: &str,
+    what: &str,
+    texts: &[String],
+    needed: Needed,
+    problems: &mut Vec<String>,
+) -> Vec<IpAddr> {
+    if texts.is_empty() && needed == Needed::All {
         problems.push(format!("{flag} is missing: {what}"));
     }
     let mut addresses = Vec::new();

@@ -83,6 +83,9 @@ pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);
 /// Connecting to the destination's port.
 pub const DIAL: Duration = Duration::from_secs(5);
 
+/// A packet to the destination and the answer that it arrived, three times.
+pub const PATH_PROBE: Duration = Duration::from_millis(900);
+
 /// Telling a source that it is refused.
 pub const REFUSAL: Duration = Duration::from_secs(1);
 

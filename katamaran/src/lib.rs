@@ -12,6 +12,7 @@ pub mod nbd;
 pub mod net;
 mod open_enum;
 mod pidfd;
+pub mod preflight;
 mod prompt_writer;
 pub mod qmp;
 pub mod relay;

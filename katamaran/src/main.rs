@@ -3,8 +3,8 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use katamaran::cli::{self, Command, MigrateArgs};
-use katamaran::config::Config;
+use katamaran::cli::{self, Command, MigrateArgs, PreflightArgs};
+use katamaran::config::{Config, PreflightConfig};
 use katamaran::metrics::{Exporter, MetricsError, Role};
 use katamaran::migrate::progress::{self, Outlets};
 use katamaran::migrate::{chain, destination, measured, report::Report, source, summary};
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             Ok(report) => print(&summary::render(&report)),
             Err(error) => fail(USAGE, format_args!("read {}: {error}", file.display())),
         },
+        Some(Command::Preflight(args)) => preflight(&args),
         None => migrate(&cli.migrate),
     }
 }
@@ -76,6 +77,38 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         fail(1, format_args!("count this migration: {}", chain(&error)));
     }
     ExitCode::from(report.exit_code(args.require_zero_drop))
+}
+
+/// Looks, prints what was found.
+fn preflight(args: &PreflightArgs) -> ExitCode {
+    let config = match PreflightConfig::from_args(&args.migrate) {
+        Ok(config) => config,
+        Err(error) => {
+            let hint = "Try 'katamaran preflight --help'";
+            return fail(USAGE, format_args!("{error}\n\n{hint}"));
+        }
+    };
+    let (format, level) = (args.migrate.log_format, &args.migrate.log_level);
+    if let Err(error) = telemetry::init(format, level, progress::bars()) {
+        return fail(USAGE, format_args!("{error}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, format_args!("start the runtime: {error}")),
+    };
+    let found = runtime.block_on(katamaran::preflight::run(&config));
+    print(&match args.json {
+        true => found.json(),
+        false => found.render(),
+    });
+    if found.is_fit(args.strict) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(USAGE)
+    }
 }
 
 fn exporter(config: &Config) -> Result<Exporter, MetricsError> {

@@ -36,7 +36,7 @@ pub enum AttachPreference {
 }
 
 impl AttachPreference {
-    fn mode(self) -> AttachMode {
+    pub(super) fn mode(self) -> AttachMode {
         match self {
             Self::Auto if has_tcx() => AttachMode::Tcx,
             Self::Auto | Self::Clsact => AttachMode::Clsact,
@@ -105,7 +105,7 @@ impl Hook {
         }
     }
 
-    fn attach(
+    pub(super) fn attach(
         &self,
         ebpf: &mut Ebpf,
         options: TcAttachOptions,
@@ -118,7 +118,7 @@ impl Hook {
     }
 
     /// Adds a clsact qdisc unless there is one; the device, if the qdisc is ours.
-    fn add_clsact(&self) -> Result<Option<u32>, EbpfError> {
+    pub(super) fn add_clsact(&self) -> Result<Option<u32>, EbpfError> {
         match tc::qdisc_add_clsact(&self.interface) {
             Ok(()) => Ok(Some(self.ifindex)),
             Err(error) if already_there(&error) => Ok(None),

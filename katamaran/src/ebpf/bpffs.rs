@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -17,7 +18,8 @@ use crate::session_id::SessionId;
 use super::attach;
 use super::error::EbpfError;
 
-const BPFFS: &str = "/sys/fs/bpf";
+/// Where the BPF file system is mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/katamaran";
 
 /// Which end of a migration.
@@ -64,10 +66,7 @@ impl PinDirectory {
             .join(session.to_string())
             .join(role.to_string());
         create(&path)?;
-        let lock = match lock(&path)? {
-            Some(lock) => lock,
-            None => return Err(EbpfError::SessionLive { session, role }),
-        };
+        let lock = lock_patiently(&path)?.ok_or(EbpfError::SessionLive { session, role })?;
         empty(&path)?;
         Ok(Self { path, _lock: lock })
     }
@@ -93,6 +92,12 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ebp
 
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether the BPF file system is there for this process. A migration mounts it where it is not.
+#[must_use]
+pub fn is_mounted() -> bool {
+    is_bpffs(Path::new(BPFFS))
 }
 
 fn mount_bpffs() -> Result<(), EbpfError> {
@@ -122,6 +127,19 @@ fn lock(path: &Path) -> Result<Option<Flock<File>>, EbpfError> {
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(failed("lock", path)(errno.into())),
     }
+}
+
+/// Like [`lock`], but [`stale_sessions`] of another process may hold it for a moment.
+fn lock_patiently(path: &Path) -> Result<Option<Flock<File>>, EbpfError> {
+    const TRIES: u32 = 5;
+    const PAUSE: Duration = Duration::from_millis(5);
+    for _ in 1..TRIES {
+        if let Some(lock) = lock(path)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    lock(path)
 }
 
 fn entries(path: &Path) -> Result<Vec<PathBuf>, EbpfError> {

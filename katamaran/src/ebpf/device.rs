@@ -46,6 +46,18 @@ pub(super) fn ethernet_address(ifindex: u32) -> Result<[u8; 6], EbpfError> {
     }
 }
 
+/// Whether a device of the calling thread's namespace has an Ethernet header, which the programs rely on.
+///
+/// # Errors
+/// There is no such device.
+pub fn is_ethernet(ifindex: u32) -> Result<bool, EbpfError> {
+    match ethernet_address(ifindex) {
+        Ok(_) => Ok(true),
+        Err(EbpfError::NotEthernet { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The start of an Ethernet header.
 pub(super) fn ethernet_addresses(to: [u8; 6], from: [u8; 6]) -> [u8; 12] {
     let mut header = [0; 12];

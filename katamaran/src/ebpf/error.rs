@@ -173,6 +173,19 @@ impl EbpfError {
         }
     }
 
+    /// The caller lacks a privilege (CAP_BPF, CAP_NET_ADMIN or CAP_PERFMON).
+    #[must_use]
+    pub fn not_permitted(&self) -> bool {
+        let mut cause = Some(self as &(dyn std::error::Error + 'static));
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.kind() == io::ErrorKind::PermissionDenied;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     /// Whether katamaran has to be built (again) with the eBPF object.
     #[must_use]
     pub fn needs_build(&self) -> bool {

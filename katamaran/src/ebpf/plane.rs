@@ -152,7 +152,7 @@ fn attach_hooks(
     Ok(())
 }
 
-fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
+pub(super) fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfError> {
     let map = names::MAP_CONFIG;
     let mut slot = Array::<_, Config>::try_from(object::map_mut(ebpf, map)?)
         .map_err(EbpfError::map("open", map))?;

@@ -38,10 +38,21 @@ pub(super) struct DropReasons {
     subsystems: HashMap<u32, String>,
 }
 
+/// The tracepoint programs, and where they go.
+pub(super) const TRACEPOINTS: [(&str, &str); 2] = [
+    (names::PROGRAM_XMIT, "net_dev_start_xmit"),
+    (names::PROGRAM_DROP, "kfree_skb"),
+];
+
 /// `SKB_DROP_REASON_SUBSYS_SHIFT`
 const SUBSYSTEM_SHIFT: u32 = 16;
 
 impl DropReasons {
+    /// How many have names.
+    pub(super) fn count(&self) -> usize {
+        self.core.len()
+    }
+
     /// The name of a reason, without the kernel's prefix.
     pub(super) fn name(&self, reason: u32) -> String {
         let subsystem = reason >> SUBSYSTEM_SHIFT;
@@ -98,10 +109,7 @@ impl Witness {
         attachments: &mut Attachments,
         pins: &PinDirectory,
     ) -> Result<(), EbpfError> {
-        for (program, tracepoint) in [
-            (names::PROGRAM_XMIT, "net_dev_start_xmit"),
-            (names::PROGRAM_DROP, "kfree_skb"),
-        ] {
+        for (program, tracepoint) in TRACEPOINTS {
             object::program::<RawTracePoint>(ebpf, program)?
                 .load()
                 .map_err(|source| EbpfError::LoadProgram {

@@ -34,9 +34,14 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
+    /// Its length.
+    pub(crate) fn needed(&self) -> u32 {
+        self.vm_mtu + self.overhead
+    }
+
     /// Whether it goes through in one piece.
     pub(crate) fn fits(&self) -> bool {
-        self.vm_mtu + self.overhead <= self.path_mtu
+        self.needed() <= self.path_mtu
     }
 
     /// Whether it goes through at all.

@@ -6,7 +6,7 @@
 
 pub mod convergence;
 pub mod destination;
-mod error;
+pub(crate) mod error;
 pub(crate) mod fit;
 pub mod ledger;
 mod measured;

@@ -16,6 +16,8 @@
 //! | [`vxlan`] | a point-to-point tunnel for one session |
 //! | [`plug`] | `sch_plug`: hold packets, let them go |
 //! | [`qdisc`] | the counters of any root queueing discipline |
+//! | [`reach`] | a device's rate, and whether a packet of a given length goes through to a peer |
+//! | [`scratch`] | a namespace of our own, to try what the kernel can do |
 //! | [`names`] | names of our kernel objects |
 //!
 //! **Invariants.** No runtime thread ever enters a namespace. Whatever is created has an owner type
@@ -32,7 +34,9 @@ pub mod netns;
 pub mod packet;
 pub mod plug;
 pub mod qdisc;
+pub mod reach;
 pub mod route;
+pub mod scratch;
 mod sys;
 pub mod tap;
 pub mod tapfd;

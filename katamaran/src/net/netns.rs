@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{NetError, Netlink, Result};
 
@@ -48,6 +48,29 @@ impl NetNs {
                 path: path.to_owned(),
                 source,
             })
+    }
+
+    /// A new one, with nothing in it but a loopback device that is down. It vanishes with the last descriptor.
+    ///
+    /// # Errors
+    /// No right to make one (CAP_SYS_ADMIN).
+    pub fn fresh() -> Result<Self> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("ktm-netns".to_owned())
+                .spawn_scoped(scope, || {
+                    unshare(CloneFlags::CLONE_NEWNET)
+                        .map_err(|errno| NetError::kernel("make", "a network namespace", errno))?;
+                    Self::current()
+                })
+                .map_err(|source| NetError::Thread {
+                    netns: "a new one".to_owned(),
+                    source,
+                })?;
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// The namespace of a process.

@@ -83,16 +83,82 @@ pub(super) fn set_vnet_header(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     set_packet_option(socket, PACKET_VNET_HDR)
 }
 
+/// Packets of this socket are never fragmented, and are sent whatever the kernel believes of their path.
+pub(super) fn set_probing(socket: BorrowedFd<'_>, v4: bool) -> Result<(), Errno> {
+    if v4 {
+        let probe = libc::IP_PMTUDISC_PROBE;
+        set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)
+    } else {
+        let probe = libc::IPV6_PMTUDISC_PROBE;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)
+    }
+}
+
+const SIOCETHTOOL: u32 = 0x8946;
+/// `ETHTOOL_GSET`: what a device's link is like.
+const ETHTOOL_GSET: u32 = 1;
+
+/// The first fields of `struct ethtool_cmd`, 44 bytes long.
+#[repr(C)]
+struct EthtoolCommand {
+    command: u32,
+    supported: u32,
+    advertising: u32,
+    speed: u16,
+    between: [u8; 14],
+    speed_high: u16,
+    rest: [u8; 14],
+}
+
+const _: () = assert!(size_of::<EthtoolCommand>() == 44);
+
+/// The rate of a device in Mbit/s, unless its driver says that it knows none.
+pub(super) fn link_megabits(socket: BorrowedFd<'_>, device: &str) -> Result<Option<u32>, Errno> {
+    let mut command = EthtoolCommand {
+        command: ETHTOOL_GSET,
+        supported: 0,
+        advertising: 0,
+        speed: 0,
+        between: [0; 14],
+        speed_high: 0,
+        rest: [0; 14],
+    };
+    // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if device.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut command).cast();
+    // SAFETY: the kernel reads the `ifreq` and writes at most one `ethtool_cmd`, 44 bytes, to the pointer in it;
+    // both live for the call.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL.into(), &raw mut request)
+    })?;
+    let megabits = u32::from(command.speed_high) << 16 | u32::from(command.speed);
+    Ok((megabits != 0 && megabits != u32::MAX).then_some(megabits))
+}
+
 fn set_packet_option(socket: BorrowedFd<'_>, option: c_int) -> Result<(), Errno> {
-    let on: c_int = 1;
-    let length = u32::try_from(size_of_val(&on)).map_err(|_too_big| Errno::EINVAL)?;
+    set_option(socket, libc::SOL_PACKET, option, 1)
+}
+
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    option: c_int,
+    value: c_int,
+) -> Result<(), Errno> {
+    let length = u32::try_from(size_of_val(&value)).map_err(|_too_big| Errno::EINVAL)?;
     // SAFETY: the pointer is to one `int`, valid for the call.
     Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_PACKET,
+            level,
             option,
-            (&raw const on).cast(),
+            (&raw const value).cast(),
             length,
         )
     })

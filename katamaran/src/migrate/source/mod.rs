@@ -16,7 +16,7 @@ pub(crate) mod peer;
 mod precopy;
 pub(crate) mod prepare;
 mod recover;
-mod storage;
+pub(crate) mod storage;
 mod streams;
 
 pub(crate) use finish::drop_records;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use handover::{HandedOver, hand_over};
 pub(crate) use residue::Residue;
+pub(crate) use start::copy_mode;
 
 use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};

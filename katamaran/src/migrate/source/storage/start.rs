@@ -117,7 +117,7 @@ async fn connect(
 }
 
 /// A QEMU that can't change a mirror's mode gets the right one from the start.
-async fn copy_mode(qmp: &Qmp) -> Result<CopyMode, MigrateError> {
+pub(crate) async fn copy_mode(qmp: &Qmp) -> Result<CopyMode, MigrateError> {
     let commands = qmp
         .execute(QueryCommands)
         .await
