@@ -7,6 +7,7 @@
 mod help;
 mod metrics;
 mod monitor;
+mod preflight;
 mod report;
 mod support;
 mod usage;

@@ -14,6 +14,7 @@ mod failure;
 mod ledger;
 mod metrics;
 mod perfect;
+mod preflight;
 mod refusal;
 mod rules;
 mod shared;

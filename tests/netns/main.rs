@@ -18,6 +18,7 @@ mod qdisc;
 mod qemu;
 mod queue;
 mod route;
+mod scratch;
 mod support;
 mod tap_ring;
 mod vxlan;

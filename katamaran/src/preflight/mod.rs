@@ -12,7 +12,7 @@
 //! | [`qemu`] | the VM's QEMU: can be asked, is in the right state, has what is needed; drives |
 //! | [`wiring`] | the tap, its namespace, the device to hook |
 //! | [`path`] | the way to the destination: route, MTU, which tunnel fits |
-//! | [`port`] | the port: free on the destination; on the source, who answers there, and what of |
+//! | [`port`], [`holder`] | the port: free on the destination; on the source, who answers there, and what of |
 //! | [`buffer`] | what holds packets while the VM moves, against the link's rate |
 //!
 //! Works without privilege as far as that goes: what can't be looked at is `unchecked`, with the reason.
@@ -20,6 +20,7 @@
 mod buffer;
 mod check;
 mod found;
+mod holder;
 mod kernel;
 mod path;
 mod port;

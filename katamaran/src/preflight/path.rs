@@ -149,10 +149,13 @@ fn passed(
         Some(Ok(Passage::TooBig)) => Check::degraded(
             AREA,
             name,
-            format!(
-                "a packet of {length} bytes does not get to {peer}: the path takes {}",
-                underlay.mtu
-            ),
+            match underlay.mtu < length {
+                true => format!(
+                    "a packet of {length} bytes does not get to {peer}: the path takes {}",
+                    underlay.mtu
+                ),
+                false => format!("a packet of {length} bytes does not get to {peer}"),
+            },
             "A link on the way is narrower than this node's. Tell the kernel for good (ip route ... mtu N), for it forgets \
              what it learned after ten minutes.",
         ),
@@ -192,7 +195,11 @@ fn tunnel(config: &SourceConfig, wiring: &Wiring, underlays: &[Underlay], found:
     let (_, by_program) = arithmetic(Carrier::Ip);
     let (vxlan_fits, by_vxlan) = arithmetic(Carrier::Vxlan);
     found.push(match fit::choose(config.common.tunnel, &vm_ips, tap, underlays) {
-        Ok(Tunnel::Ip) => Check::ok(AREA, name, format!("IPIP/IP6IP6 by program: {by_program}")),
+        Ok(Tunnel::Ip) => Check::ok(
+            AREA,
+            name,
+            format!("IPIP/IP6IP6 by program: {by_program}. As vxlan: {by_vxlan}"),
+        ),
         Ok(Tunnel::Vxlan { .. }) if config.common.tunnel == TunnelMode::Vxlan && vxlan_fits => {
             Check::ok(AREA, name, format!("vxlan: {by_vxlan}"))
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::check::{Area, Check};
 use super::found::Found;
+use super::holder;
 use super::qemu::Qemu;
 use super::wiring::Wiring;
 use crate::config::{DestinationConfig, PreflightConfig, SourceConfig};
@@ -40,10 +41,15 @@ fn listen(config: &DestinationConfig) -> Check {
     match bind(address) {
         Ok(_given_back) => Check::ok(AREA, "listen", format!("{address} is free")),
         Err(error) => {
+            let holder = match error.kind() {
+                std::io::ErrorKind::AddrInUse => holder::of_port(config.common.port),
+                _ => None,
+            };
+            let by = holder.map_or(String::new(), |holder| format!(", by {holder}"));
             let remedy = match error.kind() {
                 std::io::ErrorKind::AddrInUse => {
-                    "Another program listens there, or a katamaran --mode dest waits already. End it, or give both nodes \
-                     another --port."
+                    "End what listens there, or give both nodes another --port. If it is a katamaran --mode dest that waits \
+                     for this VM, ask it from the source."
                 }
                 std::io::ErrorKind::AddrNotAvailable => {
                     "Give an address of this node with --listen."
@@ -53,7 +59,7 @@ fn listen(config: &DestinationConfig) -> Check {
                 }
                 _ => "Give another address with --listen, or another --port.",
             };
-            Check::missing(AREA, "listen", format!("{address}: {error}"), remedy)
+            Check::missing(AREA, "listen", format!("{address}: {error}{by}"), remedy)
         }
     }
 }

@@ -89,6 +89,19 @@ impl<'a> Migration<'a> {
     ///
     /// When one of them can't be started.
     pub fn begin(stage: &'a mut Stage, options: &MigrationOptions) -> Result<Self> {
+        Self::begin_after(stage, options, |_| Ok(()))
+    }
+
+    /// The same, with something between the destination's waiting and the source's start.
+    ///
+    /// # Errors
+    ///
+    /// Also when that fails.
+    pub fn begin_after(
+        stage: &'a mut Stage,
+        options: &MigrationOptions,
+        between: impl FnOnce(&Stage) -> Result<()>,
+    ) -> Result<Self> {
         let before = match options.leaks {
             Some(scope) => Some((scope, Snapshot::take(scope, stage.nodes())?)),
             None => None,
@@ -96,6 +109,7 @@ impl<'a> Migration<'a> {
         let started = Instant::now();
         let mut dest = KatamaranProcess::start(stage, Role::Dest, &options.dest_args)?;
         dest.wait_until_listening(stage, port(&options.dest_args))?;
+        between(stage)?;
         let source = KatamaranProcess::start_with(
             stage,
             Role::Source,
