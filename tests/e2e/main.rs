@@ -15,6 +15,7 @@ mod ledger;
 mod metrics;
 mod perfect;
 mod preflight;
+mod preflight_kernel;
 mod refusal;
 mod rules;
 mod shared;

@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use katamaran_tests::lab::{GUEST_MAC, GUEST_V4, GUEST_V6, Node, TAP, UNDERLAY};
+use katamaran_tests::lab::{
+    GUEST_MAC, GUEST_V4, GUEST_V6, LabConfig, Node, Process, QemuVersion, TAP, UNDERLAY,
+};
 use katamaran_tests::leak::{Scope, Snapshot};
 use katamaran_tests::run::{
     Migration, MigrationOptions, Stage, StageOptions, Storage, TrafficSpec, katamaran_binary,
@@ -15,8 +17,12 @@ use serde_json::Value;
 
 use crate::support::{both, report, require};
 
-fn stage() -> Stage {
+fn stage(qemu: QemuVersion) -> Stage {
     Stage::set(StageOptions {
+        lab: LabConfig {
+            qemu,
+            ..LabConfig::default()
+        },
         traffic: TrafficSpec {
             pps_v4: 200,
             ..TrafficSpec::default()
@@ -135,7 +141,7 @@ fn with_dest(mut flags: Vec<String>, address: &str) -> Vec<String> {
 #[test]
 fn what_is_there_is_found_and_a_migration_that_follows_is_not_disturbed() {
     require!(Root, Bpf, Lab);
-    let mut stage = stage();
+    let mut stage = stage(QemuVersion::V10_0);
     let before = Snapshot::take(Scope::NamespacesOnly, stage.nodes()).unwrap();
 
     let told = run(&stage, Node::B, &dest_flags(&stage));
@@ -179,6 +185,10 @@ fn what_is_there_is_found_and_a_migration_that_follows_is_not_disturbed() {
         );
         assert_eq!(other.missing(), ["vm-there"], "{other:#?}");
         other.expect("port", "vm-there", "missing", &["--shared-storage"]);
+        // On its own node it is found at the port, and it holds its QEMU's monitor.
+        let there = run(stage, Node::B, &dest_flags(stage));
+        assert_eq!(there.missing(), ["qmp", "listen"], "{there:#?}");
+        there.expect("port", "listen", "missing", &["by katamaran (process "]);
         unchanged(stage, &before)
     });
     let (ended, _) = migration.unwrap().end().unwrap();
@@ -224,7 +234,7 @@ fn what_is_there_is_found_and_a_migration_that_follows_is_not_disturbed() {
 #[test]
 fn what_is_taken_away_is_told_in_its_line() {
     require!(Root, Bpf, Lab);
-    let stage = stage();
+    let stage = stage(QemuVersion::V7_2);
     let (source, dest) = (source_flags(&stage), dest_flags(&stage));
     let (a, b) = (&stage.lab.network().a, &stage.lab.network().b);
 
@@ -256,6 +266,28 @@ fn what_is_taken_away_is_told_in_its_line() {
     let qmp_a = format!("--qmp={}", stage.guest_a.qmp_path().display());
     let told = run(&stage, Node::A, &["--mode=dest".into(), qmp_a]);
     told.expect("qemu", "vm", "missing", &["running", "not waiting"]);
+
+    // A QEMU that was started with an address takes the VM from nobody else.
+    let place = |name: &str| stage.lab.dir().join(name).display().to_string();
+    let (qmp, address) = (place("early.qmp"), place("early.ram"));
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "16"])
+        .args(["-qmp", &format!("unix:{qmp},server=on,wait=off")])
+        .args(["-incoming", &format!("unix:{address}")]);
+    let early = Process::spawn("early QEMU", command, Some(b)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while UnixStream::connect(&qmp).is_err() {
+        assert!(Instant::now() < deadline, "no monitor at {qmp}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let told = run(&stage, Node::B, &["--mode=dest".into(), format!("--qmp={qmp}")]);
+    told.expect("qemu", "vm", "missing", &["-incoming defer"]);
+    drop(early);
+
+    // A QEMU that can't change how a mirror copies.
+    let told = run(&stage, Node::A, &source);
+    told.expect("qemu", "commands", "degraded", &["block-job-change"]);
 
     // Not enough room on this node's link, then not enough further on.
     a.ip(&format!("link set {UNDERLAY} mtu 1400")).unwrap();

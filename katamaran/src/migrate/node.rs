@@ -145,6 +145,9 @@ pub(crate) fn inum(netns: &NetNs) -> u32 {
     u32::try_from(netns.inode()).unwrap_or(0)
 }
 
+/// Where the sessions' directories are.
+pub(crate) const RUN_DIRECTORY: &str = "/run/katamaran";
+
 /// Where a session's socket for QEMU's stream is: private to this user, and short enough for a socket's
 /// address (108 bytes).
 pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
@@ -152,7 +155,7 @@ pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
         Role::Source => "source",
         Role::Destination => "destination",
     };
-    PathBuf::from(format!("/run/katamaran/{session}-{role}"))
+    PathBuf::from(format!("{RUN_DIRECTORY}/{session}-{role}"))
 }
 
 /// Where the source's QEMU exports its drives to be compared. Apart from the relays' directory, which goes

@@ -1,7 +1,12 @@
 //! Capabilities: what the kernel lets this process do, and what a migration asks for.
 
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+
 use super::check::{Area, Check, Status};
 use super::found::{Found, Side};
+use crate::migrate::node::RUN_DIRECTORY;
 
 const AREA: Area = Area::Privileges;
 const SYS_ADMIN: u8 = 21;
@@ -75,6 +80,30 @@ pub(super) fn look(sides: &[Side], found: &mut Found) {
     }
     for need in &NEEDS {
         found.push(judge(need, effective, sides));
+    }
+    found.push(run_directory());
+}
+
+/// A session's sockets for QEMU are made there.
+fn run_directory() -> Check {
+    let name = "run-directory";
+    let directory = Path::new(RUN_DIRECTORY);
+    let parent = directory.parent().unwrap_or(directory);
+    let place = if directory.exists() {
+        directory
+    } else {
+        parent
+    };
+    match access(place, AccessFlags::W_OK) {
+        Ok(()) => Check::ok(AREA, name, format!("{} can be written to", place.display())),
+        Err(errno) => Check::missing(
+            AREA,
+            name,
+            format!("{} can't be written to: {errno}", place.display()),
+            format!(
+                "Sockets for QEMU are made in {RUN_DIRECTORY}: run katamaran as root, with that directory writable."
+            ),
+        ),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::migrate::storage::drive::Drive;
 use crate::net::link::MacAddr;
 use crate::qmp::command::{
     AnnounceSelf, Capability, CapabilityState, Cont, MigrateIncoming, MigrateSetCapabilities,
-    MigrateSetParameters, MigrationParameters, QueryStatus, Quit, RunState, Stop,
+    MigrateSetParameters, MigrationParameters, QueryMigrate, QueryStatus, Quit, RunState, Stop,
 };
 use crate::qmp::{EventName, Qmp};
 
@@ -34,13 +34,22 @@ pub(crate) async fn check_incoming(qmp: &Qmp) -> Result<(), MigrateError> {
         .execute(QueryStatus)
         .await
         .doing("ask for QEMU's state")?;
-    if status.status == RunState::Inmigrate {
-        return Ok(());
+    if status.status != RunState::Inmigrate {
+        return Err(refused(format!(
+            "QEMU is {}, not waiting for a VM: start it with the source's options and `-incoming defer`",
+            status.status
+        )));
     }
-    Err(refused(format!(
-        "QEMU is {}, not waiting for a VM: start it with the source's options and `-incoming defer`",
-        status.status
-    )))
+    let migration = qmp
+        .execute(QueryMigrate)
+        .await
+        .doing("ask for a migration")?;
+    if migration.socket_address.is_some_and(|at| !at.is_empty()) {
+        return Err(refused(
+            "QEMU listens for a VM by itself, and takes it from nobody else: start it with `-incoming defer`, not with an address",
+        ));
+    }
+    Ok(())
 }
 
 /// What must be the same on both nodes, compared before a byte moves. All differences at once. Returns

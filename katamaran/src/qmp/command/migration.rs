@@ -86,6 +86,8 @@ pub struct MigrationInfo {
     pub cpu_throttle_percentage: Option<u64>,
     /// Why it failed.
     pub error_desc: Option<String>,
+    /// Where an incoming migration is listened for.
+    pub socket_address: Option<Vec<serde_json::Value>>,
     /// Why this guest cannot be migrated.
     pub blocked_reasons: Option<Vec<String>>,
 }
