@@ -272,7 +272,16 @@ fn what_is_taken_away_is_told_in_its_line() {
     let (qmp, address) = (place("early.qmp"), place("early.ram"));
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "16"])
+        .args([
+            "-S",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-accel",
+            "tcg",
+            "-m",
+            "16",
+        ])
         .args(["-qmp", &format!("unix:{qmp},server=on,wait=off")])
         .args(["-incoming", &format!("unix:{address}")]);
     let early = Process::spawn("early QEMU", command, Some(b)).unwrap();
@@ -281,7 +290,11 @@ fn what_is_taken_away_is_told_in_its_line() {
         assert!(Instant::now() < deadline, "no monitor at {qmp}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let told = run(&stage, Node::B, &["--mode=dest".into(), format!("--qmp={qmp}")]);
+    let told = run(
+        &stage,
+        Node::B,
+        &["--mode=dest".into(), format!("--qmp={qmp}")],
+    );
     told.expect("qemu", "vm", "missing", &["-incoming defer"]);
     drop(early);
 

@@ -29,6 +29,12 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
         "netlink_packet",
         "netlink stays in net",
     ),
+    ("katamaran/src/preflight", "use aya", "aya stays in ebpf"),
+    (
+        "katamaran/src/preflight",
+        "netlink_packet",
+        "netlink stays in net",
+    ),
     (
         "katamaran/src/migrate",
         "prometheus::",

@@ -161,7 +161,7 @@ pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
 /// Where the source's QEMU exports its drives to be compared. Apart from the relays' directory, which goes
 /// with them.
 pub(crate) fn verify_directory(session: SessionId) -> PathBuf {
-    PathBuf::from(format!("/run/katamaran/{session}-verify"))
+    PathBuf::from(format!("{RUN_DIRECTORY}/{session}-verify"))
 }
 
 /// Makes a directory that only this user can enter, and the one it is in.

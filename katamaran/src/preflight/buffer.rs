@@ -62,7 +62,7 @@ impl Demand {
         let limit = u64::from(plug_limit(self.downtime_ms));
         let bits = limit * 8 * 1000 / (self.downtime_ms * LEAD);
         let text = format!(
-            "{} MB: {} for twice {} ms",
+            "{} MB: {} for twice a pause of {} ms",
             limit / 1_000_000,
             rate_text(bits),
             self.downtime_ms
@@ -73,7 +73,7 @@ impl Demand {
     fn ring(&self) -> Check {
         let per_second = u64::from(RING) * 1000 / (self.downtime_ms * LEAD);
         let text = format!(
-            "{RING} packets: {per_second} a second for twice {} ms",
+            "{RING} packets: {per_second} a second for twice a pause of {} ms",
             self.downtime_ms
         );
         self.judge("tap-ring", text, per_second * u64::from(self.packet) * 8)

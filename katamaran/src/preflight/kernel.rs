@@ -46,6 +46,8 @@ fn untried(name: &'static str, error: &NetError) -> Check {
     );
     let takes = if error.not_permitted() {
         AS_ROOT
+    } else if error.unsupported() {
+        "It takes veth devices (CONFIG_VETH): load the module."
     } else {
         "Look into the kernel's log."
     };

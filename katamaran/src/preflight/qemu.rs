@@ -10,10 +10,10 @@ use crate::migrate::source::storage::copy_mode;
 use crate::migrate::storage::drive::Drive;
 use crate::migrate::{chain, storage::drive::DEFAULT_DRIVE};
 use crate::qmp::command::{
-    Capability, CopyMode, QueryBlock, QueryCommands, QueryMigrateCapabilities, QueryStatus,
-    RunState,
+    AnnounceSelf, BlockExportAdd, BlockdevMirror, Capability, CopyMode, JobDismiss, QueryBlock,
+    QueryCommands, QueryMigrateCapabilities, QueryRxFilter, QueryStatus, RunState,
 };
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Command as _, Qmp, QmpError};
 
 const AREA: Area = Area::Qemu;
 /// The oldest release that katamaran knows.
@@ -254,10 +254,14 @@ async fn commands(qmp: &Qmp, as_source: bool, mirrors: bool) -> Check {
         Err(error) => return Check::unchecked(AREA, name, chain(&error), "See QEMU's log."),
     };
     let needed: &[&str] = match (as_source, mirrors) {
-        (true, true) => &["query-rx-filter", "blockdev-mirror", "job-dismiss"],
-        (true, false) => &["query-rx-filter"],
-        (false, true) => &["query-rx-filter", "announce-self", "block-export-add"],
-        (false, false) => &["query-rx-filter", "announce-self"],
+        (true, true) => &[QueryRxFilter::NAME, BlockdevMirror::NAME, JobDismiss::NAME],
+        (true, false) => &[QueryRxFilter::NAME],
+        (false, true) => &[
+            QueryRxFilter::NAME,
+            AnnounceSelf::NAME,
+            BlockExportAdd::NAME,
+        ],
+        (false, false) => &[QueryRxFilter::NAME, AnnounceSelf::NAME],
     };
     let lacking: Vec<&str> = needed
         .iter()
