@@ -8,7 +8,8 @@
 # May be run again at any time: it does only what is missing, and says nothing when nothing is.
 # What is not installed but only unpacked goes to $KATAMARAN_LAB_CACHE (/var/cache/katamaran-lab):
 #   qemu-10.0/      root of the unpacked packages: usr/bin/qemu-system-x86_64, usr/share, usr/lib
-#   kernel-6.1/     root of Debian's cloud kernel: boot/vmlinuz-*, lib/modules/*
+#   kernel-6.1/     root of Debian's cloud kernel: boot/vmlinuz-*, lib/modules/* with their index
+#   kernel-6.12/    the same of bookworm-backports
 # Suites beside bookworm are reached through the machine's own package sources.
 set -eu
 
@@ -17,7 +18,7 @@ part=${1:-all}
 
 build_packages="rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev"
 tool_packages="gcc libc6-dev pkg-config ca-certificates"
-lab_packages="qemu-system-x86 seabios busybox-static iproute2 nftables cpio xz-utils ethtool"
+lab_packages="qemu-system-x86 qemu-system-common seabios busybox-static iproute2 nftables kmod cpio xz-utils ethtool"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -140,18 +141,29 @@ ensure_qemu_10() {
     touch "$root/.complete"
 }
 
-ensure_guest_kernel() {
-    root=$cache/kernel-6.1
-    [ -e "$root/.complete" ] && return 0
-    say "unpacking the guest kernel to $root"
+# Unpacks Debian's cloud kernel of suite $2 as kernel-$1.
+ensure_kernel() {
+    root=$cache/kernel-$1
+    [ -e "$root/.complete" ] || unpack_kernel "$1" "$2"
+    for modules in "$root"/lib/modules/*; do
+        [ -e "$modules/modules.dep" ] || depmod -b "$root" "${modules##*/}"
+    done
+}
+
+unpack_kernel() {
+    say "unpacking kernel $1 to $root"
     open_private_apt
     rm -rf "$root"
     mkdir -p "$root"
     # linux-image-cloud-amd64 is empty and depends on the kernel itself.
-    image=$(lab_apt apt-cache show linux-image-cloud-amd64/bookworm |
+    image=$(lab_apt apt-cache show --no-all-versions "linux-image-cloud-amd64/$2" |
         sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p' | head -n 1)
-    [ -n "$image" ] || die "no cloud kernel in bookworm"
-    unpack "$root" "$image"
+    case $image in
+        "linux-image-$1."*) ;;
+        *) die "the cloud kernel of $2 is ${image:-missing}, not $1" ;;
+    esac
+    unpack "$root" "$image/$2"
+    [ -d "$root/lib/modules" ] || ln -s usr/lib "$root/lib"
     touch "$root/.complete"
 }
 
@@ -183,6 +195,7 @@ if [ "$part" != build ]; then
     ensure_packages $tool_packages $lab_packages
     ensure_cargo
     ensure_qemu_10
-    ensure_guest_kernel
+    ensure_kernel 6.1 bookworm
+    ensure_kernel 6.12 bookworm-backports
     ensure_prometheus
 fi

@@ -8,31 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use katamaran::volume::{ImageLocks, Side, Volume, VolumeError};
-use katamaran_tests::lab::KernelRun;
+use katamaran_tests::lab::{Kernel, KernelRun};
 use katamaran_tests::need::{self, Need};
 use nix::fcntl::{FcntlArg, fcntl};
 
 const SESSION: u64 = 0x1122_3344_5566_7788;
 const MOUNTS: &str = "KATAMARAN_NFS_MOUNTS";
 
-/// In the order in which they can be loaded.
-const MODULES: [&str; 11] = [
-    "sunrpc",
-    "auth_rpcgss",
-    "grace",
-    "lockd",
-    "nfs_acl",
-    "nfsd",
-    "netfs",
-    "fscache",
-    "nfs",
-    "dns_resolver",
-    "nfsv4",
-];
-
 /// An NFSv4 server without any daemon: what `mountd` would answer is written into the kernel's caches.
 const SET_UP: &str = r"
-ifconfig lo 127.0.0.1 up
+modprobe -a nfsd nfsv4
 mount -t nfsd nfsd /proc/fs/nfsd
 mkdir -p /export /a /b /var/lib/nfs/v4recovery
 mount -t tmpfs export /export
@@ -46,8 +31,8 @@ echo '-2 -3 +4 +4.1 +4.2' > /proc/fs/nfsd/versions
 echo 10 > /proc/fs/nfsd/nfsv4gracetime
 echo 2 > /proc/fs/nfsd/threads
 echo Y > /proc/fs/nfsd/v4_end_grace
-mount -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ /a
-mount -t nfs4 -o vers=4.1,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ /b
+mount -i -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ /a
+mount -i -t nfs4 -o vers=4.1,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ /b
 mount | grep nfs4
 ";
 
@@ -57,14 +42,23 @@ fn each_side_sees_the_others_locks_through_an_nfs_server() {
     if std::env::var_os(MOUNTS).is_some() || !need::met(test, &[Need::Lab]) {
         return;
     }
+    let program = std::env::current_exe().unwrap();
+    let step = "nfs::steps_on_two_mounts";
     let run = KernelRun {
-        modules: &MODULES,
         set_up: SET_UP,
-        program: &std::env::current_exe().unwrap(),
-        command: &format!("{MOUNTS}=/a,/b PROGRAM --exact nfs::steps_on_two_mounts --nocapture"),
+        environment: &[(MOUNTS, "/a,/b")],
         deadline: Duration::from_secs(240),
+        ..KernelRun::new(
+            Kernel::V6_1,
+            [
+                program.as_os_str(),
+                "--exact".as_ref(),
+                step.as_ref(),
+                "--nocapture".as_ref(),
+            ],
+        )
     };
-    let (status, output) = run.run().unwrap();
+    let (status, output) = run.output().unwrap();
     assert!(status == 0 && output.contains("1 passed"), "{output}");
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use katamaran::volume::reservation::{Registered, Registration, key};
 use katamaran::volume::{Side, Volume, VolumeError};
-use katamaran_tests::lab::KernelRun;
+use katamaran_tests::lab::{Kernel, KernelRun};
 use katamaran_tests::need::{self, Need};
 
 const SESSION: u64 = 0x1122_3344_5566_7788;
@@ -58,18 +58,9 @@ impl Node {
     }
 }
 
-/// The modules of the SCSI target, in the order in which they can be loaded.
-const MODULES: [&str; 6] = [
-    "configfs",
-    "scsi_common",
-    "scsi_mod",
-    "sd_mod",
-    "target_core_mod",
-    "tcm_loop",
-];
-
 /// Three disks, sda to sdc, that are three ways to one RAM disk.
 const SET_UP: &str = r#"
+modprobe -a configfs sd_mod target_core_mod tcm_loop
 mount -t configfs config /sys/kernel/config
 mkdir -p /var/target/pr /etc/target/pr
 target=/sys/kernel/config/target
@@ -93,15 +84,20 @@ const DEVICES: &str = "KATAMARAN_PR_DEVICES";
 #[track_caller]
 fn run_under_the_other_kernel(program: &Path, test: &str) {
     let run = KernelRun {
-        modules: &MODULES,
         set_up: SET_UP,
-        program,
-        command: &format!(
-            "{DEVICES}=/dev/sda,/dev/sdb,/dev/sdc PROGRAM --exact {test} --nocapture"
-        ),
+        environment: &[(DEVICES, "/dev/sda,/dev/sdb,/dev/sdc")],
         deadline: Duration::from_secs(180),
+        ..KernelRun::new(
+            Kernel::V6_1,
+            [
+                program.as_os_str(),
+                "--exact".as_ref(),
+                test.as_ref(),
+                "--nocapture".as_ref(),
+            ],
+        )
     };
-    let (status, output) = run.run().unwrap();
+    let (status, output) = run.output().unwrap();
     assert!(status == 0 && output.contains("1 passed"), "{output}");
 }
 

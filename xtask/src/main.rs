@@ -8,6 +8,7 @@
 
 mod build_ebpf;
 mod lab;
+mod lab_vm;
 mod source_hash;
 mod steps;
 mod test;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Runs a command, or test targets, under another kernel over this machine's own root (root)
+    LabVm(lab_vm::Options),
     /// Runs the lab by hand (root; see `lab --help`)
     #[command(disable_help_flag = true)]
     Lab {
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),
+        Task::LabVm(options) => lab_vm::run(&workspace, &options),
         Task::Lab { args } => lab::run(&workspace, None, &args),
     };
     match outcome {

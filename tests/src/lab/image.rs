@@ -8,26 +8,18 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::cpio::Archive;
+use super::kernel::Kernel;
+use super::modules::Modules;
 use super::netns::run_command;
 
-/// In the order in which they can be loaded.
-const MODULES: [&str; 9] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-    "virtio_blk",
-];
+/// What a guest needs of its kernel that is not built in.
+const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 
 /// To be raised when [`build`] puts other things into the initramfs.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What `-kernel` and `-initrd` take.
 #[derive(Debug, Clone)]
@@ -52,7 +44,7 @@ impl GuestImage {
     ///
     /// When `scripts/setup.sh` has not been run, or the guest's program does not compile.
     pub fn prepare() -> Result<Self> {
-        let (kernel, modules) = kernel_and_modules()?;
+        let kernel = Kernel::V6_1.image()?;
         let guest = source_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/src"))?;
         let mut hasher = DefaultHasher::new();
         (kernel.as_os_str(), MODULES, FORMAT).hash(&mut hasher);
@@ -63,21 +55,13 @@ impl GuestImage {
         }
         let initramfs = cache_dir().join(format!("initramfs-{:016x}", hasher.finish()));
         if !initramfs.exists() {
-            build(&initramfs, &modules)?;
+            build(&initramfs)?;
         }
         Ok(Self { kernel, initramfs })
     }
 }
 
-/// The lab's kernel and the directory of its modules.
-pub(super) fn kernel_and_modules() -> Result<(PathBuf, PathBuf)> {
-    let root = cache_dir().join("kernel-6.1");
-    let kernel = single(&root.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-    let modules = single(&root.join("lib/modules"), |_| true)?;
-    Ok((kernel, modules))
-}
-
-fn build(initramfs: &Path, modules: &Path) -> Result<()> {
+fn build(initramfs: &Path) -> Result<()> {
     let scratch = tempfile::tempdir_in(cache_dir()).context("make a scratch directory")?;
     let init = compile_init(scratch.path())?;
     let mut archive = Archive::new();
@@ -92,14 +76,12 @@ fn build(initramfs: &Path, modules: &Path) -> Result<()> {
     );
     let busybox = fs::read("/bin/busybox").context("read /bin/busybox (busybox-static)")?;
     archive.file("bin/busybox", 0o755, &busybox);
-    for name in MODULES {
-        archive.file(
-            &format!("modules/{name}.ko"),
-            0o644,
-            &read_module(modules, name)?,
-        );
+    let modules = Modules::open(&Kernel::V6_1.modules()?)?.with_dependencies(&MODULES)?;
+    let mut order = String::new();
+    for (name, content) in &modules {
+        archive.file(&format!("modules/{name}.ko"), 0o644, content);
+        order.push_str(&format!("{name}.ko\n"));
     }
-    let order: String = MODULES.iter().map(|name| format!("{name}.ko\n")).collect();
     archive.file("modules/order", 0o644, order.as_bytes());
     // Complete or not there at all: another lab may be doing the same.
     let whole = scratch.path().join("initramfs");
@@ -138,35 +120,6 @@ fn compile_init(scratch: &Path) -> Result<PathBuf> {
     Ok(output)
 }
 
-pub(super) fn read_module(root: &Path, name: &str) -> Result<Vec<u8>> {
-    // Nine modules in one tree of a few thousand files: looked up through the kernel's own index.
-    let index = root.join("modules.order");
-    let order = fs::read_to_string(&index).with_context(|| format!("read {}", index.display()))?;
-    let file = format!("{name}.ko");
-    let entry = order
-        .lines()
-        .find(|line| line.rsplit('/').next() == Some(&file))
-        .with_context(|| format!("the guest kernel has no module {name}"))?;
-    let plain = root.join(entry);
-    if plain.exists() {
-        return fs::read(&plain).with_context(|| format!("read {}", plain.display()));
-    }
-    let packed = root.join(format!("{entry}.xz"));
-    let output = Command::new("xz")
-        .arg("-dc")
-        .arg(&packed)
-        .output()
-        .context("start xz")?;
-    if !output.status.success() {
-        bail!(
-            "unpack {}: {}",
-            packed.display(),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(output.stdout)
-}
-
 fn source_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
@@ -178,15 +131,4 @@ fn source_files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// The one entry of a directory whose name is accepted.
-fn single(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
-    let entries = fs::read_dir(dir)
-        .with_context(|| format!("read {}: has scripts/setup.sh been run?", dir.display()))?;
-    entries
-        .flatten()
-        .find(|entry| wanted(&entry.file_name().to_string_lossy()))
-        .map(|entry| entry.path())
-        .with_context(|| format!("nothing fitting in {}", dir.display()))
 }

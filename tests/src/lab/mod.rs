@@ -7,6 +7,8 @@ mod cleanup;
 mod cpio;
 mod image;
 mod kernel;
+mod kernel_run;
+mod modules;
 mod netns;
 mod process;
 mod qemu;
@@ -23,7 +25,8 @@ use nix::mount::{MsFlags, mount};
 
 pub use self::cleanup::{remove_labs_on_signals, sweep};
 pub use self::image::{GuestImage, cache_dir};
-pub use self::kernel::KernelRun;
+pub use self::kernel::Kernel;
+pub use self::kernel_run::KernelRun;
 pub use self::netns::Netns;
 pub use self::process::Process;
 pub use self::qemu::{Guest, GuestSpec, QemuVersion, Start};
