@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::lab::{GuestImage, cache_dir};
+use crate::lab::{GuestImage, Kernel, cache_dir};
 
 /// One thing that a test needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum Need {
     Root,
     /// A katamaran with the eBPF programs in it.
     Bpf,
-    /// What `scripts/setup.sh lab` installs: both QEMUs and a guest kernel.
+    /// What `scripts/setup.sh lab` installs: both QEMUs and two kernels.
     Lab,
     /// `promtool` and node_exporter, which `scripts/setup.sh lab` unpacks, too.
     Prometheus,
@@ -42,7 +42,11 @@ impl Need {
             Self::Lab if !cache_dir().join("qemu-10.0/.complete").exists() => {
                 Some("no QEMU 10.0: run scripts/setup.sh lab".to_owned())
             }
-            Self::Lab => GuestImage::prepare().err().map(|err| format!("{err:#}")),
+            Self::Lab => Kernel::ALL
+                .iter()
+                .find_map(|kernel| kernel.modules().err())
+                .or_else(|| GuestImage::prepare().err())
+                .map(|err| format!("{err:#}")),
             Self::Prometheus if !prometheus_dir().join(".complete").exists() => {
                 Some("no promtool: run scripts/setup.sh lab".to_owned())
             }

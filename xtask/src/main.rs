@@ -52,6 +52,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Migrates once on each kernel, through each tunnel, and prints a table (root; see `matrix --help`)
+    #[command(disable_help_flag = true)]
+    Matrix {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Measures and compares (root; see `bench --help`)
     #[command(disable_help_flag = true)]
     Bench {
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
             .map_err(anyhow::Error::msg),
         Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
+        Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),
         Task::LabVm(options) => lab_vm::run(&workspace, &options),
         Task::Lab { args } => lab::run(&workspace, None, &args),

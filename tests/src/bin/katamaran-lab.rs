@@ -1,23 +1,20 @@
 //! The lab by hand: boots guests, migrates them by katamaran or by other means, prints what was lost.
 
-use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use katamaran_tests::lab::{
-    GUEST_V4, GUEST_V6, Kernel, KernelRun, Lab, LabConfig, Node, QemuVersion, Start,
-    remove_labs_on_signals, sweep,
+    GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
 use katamaran_tests::run::{
     Baseline, BaselineOptions, DiskLoad, DriveOptions, MigrationOptions, MigrationRun,
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    MirrorBenchOptions, Scene as ShowScene, SceneDisks, Screen, SoakOptions, demo, fault_matrix,
-    mirror_bench, soak,
+    MatrixArguments, MirrorBenchOptions, OtherKernel, Scene as ShowScene, SceneDisks, Screen,
+    SoakOptions, demo, fault_matrix, mirror_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -116,53 +113,15 @@ enum Command {
         #[arg(long)]
         logs: bool,
     },
+    /// Migrate once on each kernel, through each tunnel, and print a table
+    Matrix(MatrixArguments),
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
     /// Run a command under another kernel, over this machine's own root
-    Vm(Vm),
+    Vm(OtherKernel),
     /// Remove what killed labs left behind
     Sweep,
-}
-
-#[derive(Debug, Args)]
-struct Vm {
-    /// Debian's cloud kernel: 6.1 or 6.12
-    #[arg(long, default_value = "6.12")]
-    kernel: Kernel,
-    /// MiB of memory
-    #[arg(long, default_value_t = 2048)]
-    memory: u32,
-    /// Seconds that all of it may take
-    #[arg(long, default_value_t = 600)]
-    deadline: u64,
-    /// A directory in which what the command writes stays (may be repeated) [default: the current one]
-    #[arg(long, value_name = "DIR")]
-    share: Vec<PathBuf>,
-    /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<OsString>,
-}
-
-impl Vm {
-    /// Never returns but with an error: the exit status is the command's.
-    fn run(self) -> Result<()> {
-        let directory = std::env::current_dir().context("find the current directory")?;
-        let shared = if self.share.is_empty() {
-            vec![directory.clone()]
-        } else {
-            self.share
-        };
-        let run = KernelRun {
-            directory,
-            shared,
-            memory_mib: self.memory,
-            deadline: Duration::from_secs(self.deadline),
-            ..KernelRun::new(self.kernel, self.command)
-        };
-        let status = run.run(&mut std::io::stdout(), &mut std::io::stderr())?;
-        std::process::exit(status)
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -360,6 +319,7 @@ fn main() -> Result<()> {
             mirror_bench(&Screen::default(), &options).map(drop)
         }
         Command::Vm(vm) => vm.run(),
+        Command::Matrix(matrix) => finish(matrix.run()?),
         Command::Sweep => sweep()?
             .iter()
             .try_for_each(|id| print(&format!("swept {id}"))),

@@ -38,6 +38,14 @@ pub fn cache_dir() -> PathBuf {
 }
 
 impl GuestImage {
+    /// For what boots nothing.
+    pub(super) fn none() -> Self {
+        Self {
+            kernel: "none".into(),
+            initramfs: "none".into(),
+        }
+    }
+
     /// Finds the image in the cache or builds it.
     ///
     /// # Errors

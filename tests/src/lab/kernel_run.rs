@@ -21,13 +21,13 @@ use super::cpio::Archive;
 use super::kernel::Kernel;
 use super::modules::Modules;
 use super::process::Process;
+use super::qemu::QemuVersion;
 use super::topology::fresh_id;
 
 /// What it takes to mount this machine's root.
 const EARLY_MODULES: [&str; 3] = ["virtio_pci", "virtiofs", "overlay"];
 /// One with few features: what a kernel does to use more of them makes each process twice as slow to start under TCG.
-/// QEMU 7.2 gets `cmpxchg16b` wrong.
-const CPU: &str = "Nehalem,-cx16";
+const CPU: &str = "Nehalem";
 /// How often the command's output is passed on.
 const POLL: Duration = Duration::from_millis(10);
 /// How long virtiofsd may take to start.
@@ -159,7 +159,7 @@ impl KernelRun<'_> {
     fn start_qemu(&self, scratch: &Path) -> Result<Process> {
         let memory = format!("{}M", self.memory_mib);
         let file = |name: &str| scratch.join(name).display().to_string();
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = QemuVersion::V10_0.command()?;
         command
             .args([
                 "-M",

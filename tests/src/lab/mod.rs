@@ -29,6 +29,7 @@ pub use self::kernel::Kernel;
 pub use self::kernel_run::KernelRun;
 pub use self::netns::Netns;
 pub use self::process::Process;
+pub(crate) use self::process::program_beside;
 pub use self::qemu::{Guest, GuestSpec, QemuVersion, Start};
 pub use self::qmp::{Event, Qmp};
 pub use self::topology::{
@@ -163,7 +164,10 @@ impl Lab {
     ///
     /// When the image can't be built or QEMU does not start.
     pub fn start_guest(&self, node: Node, start: Start, drives: &[&Path]) -> Result<Guest> {
-        let image = GuestImage::prepare()?;
+        let image = match self.config.qemu {
+            QemuVersion::StandIn => GuestImage::none(),
+            QemuVersion::V7_2 | QemuVersion::V10_0 => GuestImage::prepare()?,
+        };
         let spec = GuestSpec {
             qemu: self.config.qemu,
             memory_mib: self.config.memory_mib,

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -157,6 +158,22 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A program that was built together with the one that runs: target/debug/katamaran-lab, or
+/// target/debug/deps/some_test-<hash>.
+///
+/// # Errors
+///
+/// When it is not there.
+pub(crate) fn program_beside(name: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    this.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("no {name} beside this program: run cargo build --workspace"))
 }
 
 /// Processes that clean up after themselves when they are told to end.

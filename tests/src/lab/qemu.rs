@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::image::{GuestImage, cache_dir};
 use super::netns::Netns;
-use super::process::Process;
+use super::process::{Process, program_beside};
 use super::qmp::Qmp;
 use super::topology::{GUEST_V4, GUEST_V6, TAP};
 
@@ -22,6 +22,8 @@ pub enum QemuVersion {
     V7_2,
     /// 10.0, unpacked in the lab's cache.
     V10_0,
+    /// No QEMU at all, but [`crate::standin`].
+    StandIn,
 }
 
 impl FromStr for QemuVersion {
@@ -31,7 +33,8 @@ impl FromStr for QemuVersion {
         match text {
             "7.2" => Ok(Self::V7_2),
             "10.0" => Ok(Self::V10_0),
-            _ => bail!("unknown QEMU version {text}: 7.2 or 10.0"),
+            "stand-in" => Ok(Self::StandIn),
+            _ => bail!("unknown QEMU version {text}: 7.2, 10.0 or stand-in"),
         }
     }
 }
@@ -41,13 +44,14 @@ impl std::fmt::Display for QemuVersion {
         formatter.write_str(match self {
             Self::V7_2 => "7.2",
             Self::V10_0 => "10.0",
+            Self::StandIn => "stand-in",
         })
     }
 }
 
 impl QemuVersion {
     /// The command up to, and without, the first argument about the guest.
-    fn command(self) -> Result<Command> {
+    pub(super) fn command(self) -> Result<Command> {
         match self {
             Self::V7_2 => Ok(Command::new("/usr/bin/qemu-system-x86_64")),
             Self::V10_0 => {
@@ -63,6 +67,7 @@ impl QemuVersion {
                 }
                 Ok(command)
             }
+            Self::StandIn => Ok(Command::new(program_beside("katamaran-standin")?)),
         }
     }
 }
@@ -77,7 +82,7 @@ impl QemuVersion {
     fn memory(self, mebibytes: u32) -> String {
         match self {
             Self::V7_2 => format!("{}K", mebibytes * 1024 + 8),
-            Self::V10_0 => format!("{mebibytes}M"),
+            Self::V10_0 | Self::StandIn => format!("{mebibytes}M"),
         }
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::result::SideResult;
 use super::stage::{Stage, Storage};
-use crate::lab::{GUEST_V4, GUEST_V6, Node, Process};
+use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, program_beside};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
@@ -228,14 +228,7 @@ pub fn katamaran_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("KATAMARAN_BIN") {
         return Ok(path.into());
     }
-    let this = std::env::current_exe().context("find this program")?;
-    // target/debug/katamaran-lab, or target/debug/deps/some_test-<hash>.
-    this.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("katamaran"))
-        .find(|path| path.is_file())
-        .context("no katamaran beside this program: run cargo build, or set KATAMARAN_BIN")
+    program_beside("katamaran").context("set KATAMARAN_BIN to another one")
 }
 
 fn read(path: &Path) -> String {

@@ -1,0 +1,289 @@
+//! One migration for each kernel, tunnel and family, with the stand-in for QEMU, in one table.
+//!
+//! On this machine's own kernel and, each in a VM of its own, on the lab's others; there once with sch_plug and once without.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::screen::Screen;
+use super::table::Table;
+use crate::lab::{Kernel, KernelRun, LabConfig, QemuVersion, cache_dir};
+use crate::run::{MigrationOptions, MigrationRun, StageOptions, TrafficSpec, run_migration};
+
+/// For all cells of one kernel, its boot included.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// A guest that is emulated on an emulated machine is not waited for any shorter.
+const MEMORY_MIB: u32 = 3072;
+/// Has modprobe say that there is no such module.
+const WITHOUT_PLUG: &str = "mkdir -p /etc/modprobe.d; echo 'install sch_plug /bin/false' >/etc/modprobe.d/katamaran-lab.conf";
+
+const TUNNELS: [&str; 2] = ["ipip", "vxlan"];
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+/// What is to be played.
+#[derive(Debug, Clone, Args)]
+pub struct MatrixArguments {
+    /// Only this kernel: 6.1, 6.12, or own for the machine's (may be repeated) [default: all]
+    #[arg(long)]
+    kernel: Vec<Place>,
+    /// UDP packets per second
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pps: u32,
+    /// A cross-section: each tunnel with one family, and each kernel with what it has
+    #[arg(long)]
+    quick: bool,
+    /// Only on the kernel that runs, a line of JSON for each
+    #[arg(long, hide = true)]
+    cells: bool,
+}
+
+/// Where cells are played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Own,
+    Vm(Kernel),
+}
+
+impl FromStr for Place {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "own" => Ok(Self::Own),
+            other => Ok(Self::Vm(other.parse()?)),
+        }
+    }
+}
+
+impl MatrixArguments {
+    /// Plays, and prints. Returns whether nothing was lost, doubled or reordered in any cell, and each was proven.
+    ///
+    /// # Errors
+    ///
+    /// When a kernel can't be booted, or a stage can't be set.
+    pub fn run(&self) -> Result<bool> {
+        let screen = Screen::default();
+        if self.cells {
+            for cell in cells_here(self.pps, self.quick)? {
+                screen.print(&serde_json::to_string(&cell)?)?;
+            }
+            return Ok(true);
+        }
+        matrix(&screen, self)
+    }
+
+    fn has(&self, place: Place) -> bool {
+        self.kernel.is_empty() || self.kernel.contains(&place)
+    }
+}
+
+/// One cell, judged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Cell {
+    kernel: String,
+    tunnel: String,
+    family: String,
+    buffer: String,
+    sent: u64,
+    lost: u64,
+    duplicated: u64,
+    reordered: u64,
+    redirected: u64,
+    verdict: String,
+    downtime_ms: Option<f64>,
+    good: bool,
+    /// What both sides said, if it is not good.
+    said: String,
+}
+
+fn matrix(screen: &Screen, options: &MatrixArguments) -> Result<bool> {
+    let mut cells = Vec::new();
+    if options.has(Place::Own) {
+        screen.step("kernel", "this machine's own")?;
+        cells.extend(cells_here(options.pps, options.quick)?);
+    }
+    for kernel in Kernel::ALL
+        .into_iter()
+        .filter(|kernel| options.has(Place::Vm(*kernel)))
+    {
+        for set_up in ["", WITHOUT_PLUG] {
+            if options.quick && !set_up.is_empty() {
+                continue;
+            }
+            let without = if set_up.is_empty() {
+                ""
+            } else {
+                ", sch_plug hidden"
+            };
+            screen.step("kernel", &format!("{kernel}{without}"))?;
+            cells.extend(cells_on(kernel, set_up, options)?);
+        }
+    }
+    let mut table = Table::new(&[
+        "kernel",
+        "tunnel",
+        "traffic",
+        "held in",
+        "sent",
+        "redirected",
+        "lost",
+        "dup",
+        "reord",
+        "pause ms",
+        "verdict",
+    ]);
+    for cell in &cells {
+        table.row(vec![
+            cell.kernel.clone(),
+            cell.tunnel.clone(),
+            cell.family.clone(),
+            cell.buffer.clone(),
+            cell.sent.to_string(),
+            cell.redirected.to_string(),
+            cell.lost.to_string(),
+            cell.duplicated.to_string(),
+            cell.reordered.to_string(),
+            cell.downtime_ms
+                .map_or_else(|| "?".into(), |ms| format!("{ms:.0}")),
+            cell.verdict.clone(),
+        ]);
+    }
+    screen.print(&format!("\n{}", table.render()))?;
+    for bad in cells.iter().filter(|cell| !cell.good) {
+        screen.print(&format!(
+            "\nBAD {} {} {}\n{}",
+            bad.kernel, bad.tunnel, bad.family, bad.said
+        ))?;
+    }
+    Ok(!cells.is_empty() && cells.iter().all(|cell| cell.good))
+}
+
+/// Boots a kernel that plays all of its cells.
+fn cells_on(kernel: Kernel, set_up: &str, options: &MatrixArguments) -> Result<Vec<Cell>> {
+    let this = std::env::current_exe().context("find this program")?;
+    let mut command = vec![this.into_os_string(), "matrix".into(), "--cells".into()];
+    command.push(format!("--pps={}", options.pps).into());
+    if options.quick {
+        command.push("--quick".into());
+    }
+    let run = KernelRun {
+        set_up,
+        directory: cache_dir(),
+        memory_mib: MEMORY_MIB,
+        deadline: DEADLINE,
+        ..KernelRun::new(kernel, command)
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let status = run.run(&mut stdout, &mut stderr)?;
+    let said = String::from_utf8_lossy(&stdout);
+    let cells: Vec<Cell> = said
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("read the cells")?;
+    anyhow::ensure!(
+        status == 0,
+        "{kernel} ended with {status}: {}",
+        String::from_utf8_lossy(&stderr)
+    );
+    Ok(cells)
+}
+
+/// Plays all cells on the kernel that runs.
+fn cells_here(pps: u32, quick: bool) -> Result<Vec<Cell>> {
+    let mut cells = Vec::new();
+    for (at, tunnel) in TUNNELS.iter().enumerate() {
+        for (of, family) in FAMILIES.iter().enumerate() {
+            if !quick || at == of {
+                cells.push(cell(tunnel, family, pps)?);
+            }
+        }
+    }
+    Ok(cells)
+}
+
+fn cell(tunnel: &str, family: &str, pps: u32) -> Result<Cell> {
+    let (pps_v4, pps_v6) = if family == "IPv4" { (pps, 0) } else { (0, pps) };
+    let run = run_migration(MigrationOptions {
+        stage: StageOptions {
+            lab: LabConfig {
+                qemu: QemuVersion::StandIn,
+                ..LabConfig::default()
+            },
+            traffic: TrafficSpec {
+                pps_v4,
+                pps_v6,
+                ..TrafficSpec::default()
+            },
+            ..StageOptions::default()
+        },
+        // Looking at everything takes many processes, each of them long to start where this mostly runs.
+        leaks: None,
+        source_args: vec![format!("--tunnel-mode={tunnel}")],
+        ..MigrationOptions::default()
+    })?;
+    Ok(judge(tunnel, family, &run))
+}
+
+fn judge(tunnel: &str, family: &str, run: &MigrationRun) -> Cell {
+    let sides = [&run.source, &run.dest].map(|side| side.clone().unwrap_or_default());
+    let reports = sides
+        .each_ref()
+        .map(|side| side.report.clone().unwrap_or_default());
+    let verdicts = reports
+        .each_ref()
+        .map(|report| report["verdict"].as_str().unwrap_or("none"));
+    let proven = verdicts == ["proven"; 2] && sides.iter().all(|side| side.status == Some(0));
+    let redirected = reports[0]["ledger"]["s3"]["packets"].as_u64().unwrap_or(0);
+    let good = proven && run.client.is_perfect() && redirected > 0;
+    let sum = |count: fn(&crate::traffic::UdpResult) -> u64| run.client.udp().map(count).sum();
+    Cell {
+        kernel: nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        tunnel: tunnel.to_owned(),
+        family: family.to_owned(),
+        buffer: buffer(&reports[0]),
+        sent: sum(|udp| udp.sent),
+        lost: sum(|udp| udp.lost),
+        duplicated: sum(|udp| udp.duplicated),
+        reordered: sum(|udp| udp.reordered),
+        redirected,
+        verdict: verdicts[0].to_owned(),
+        downtime_ms: run.downtime_ms,
+        good,
+        said: if good { String::new() } else { said(run) },
+    }
+}
+
+/// What held the packets, in one word.
+fn buffer(report: &Value) -> String {
+    let buffer = &report["buffer"];
+    let kind = buffer
+        .as_object()
+        .and_then(|kinds| kinds.keys().next().cloned());
+    let text = kind.unwrap_or_else(|| buffer.to_string());
+    match text.as_str() {
+        "tap-ring" => "ring".to_owned(),
+        _ => text,
+    }
+}
+
+fn said(run: &MigrationRun) -> String {
+    let sides = [("source", &run.source), ("dest", &run.dest)];
+    let told = sides.map(|(name, side)| {
+        let side = side.clone().unwrap_or_default();
+        format!("--- {name}\n{}{}", side.stdout, side.stderr)
+    });
+    format!(
+        "{}\nleaks: {:?}\n{}",
+        run.summary(),
+        run.leaks,
+        told.concat()
+    )
+}

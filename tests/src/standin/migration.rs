@@ -1,0 +1,263 @@
+//! The stream: RAM in passes, then what is left, the guest's state and a checksum, with the VM stopped.
+//!
+//! | record | bytes |
+//! |---|---|
+//! | page of zeros | 0, number (4) |
+//! | page | 1, number (4), content (4096) |
+//! | end | 2, length (4), JSON |
+
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::echo::Guest;
+use super::machine::{Machine, Migration};
+use super::ram::PAGE;
+
+const ZEROS: u8 = 0;
+const CONTENT: u8 = 1;
+const END: u8 = 2;
+/// How much may be on its way that nobody has taken yet.
+const BUFFER: usize = 64 << 10;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Device {
+    guest: Guest,
+    checksum: u64,
+}
+
+/// `migrate`: connects at once, sends in a thread.
+pub(super) fn send(machine: &Arc<Machine>, path: &Path) -> Result<()> {
+    let stream =
+        UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
+    {
+        let mut state = machine.lock();
+        state.migration = Migration {
+            stream: Some(stream.try_clone().context("clone the stream")?),
+            ..Migration::default()
+        };
+        state.ram.forget_what_was_sent();
+        machine.set_migration(&mut state, "setup");
+    }
+    let machine = Arc::clone(machine);
+    thread::spawn(move || {
+        let ran = machine.lock().running();
+        let result = send_all(&machine, &stream);
+        // The destination must see an end, whatever came of it.
+        stream.shutdown(Shutdown::Both).ok();
+        if let Err(error) = result {
+            give_up(&machine, ran, &format!("{error:#}"));
+        }
+    });
+    Ok(())
+}
+
+fn send_all(machine: &Machine, stream: &UnixStream) -> Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, stream);
+    machine.set_migration(&mut machine.lock(), "active");
+    let began = Instant::now();
+    loop {
+        send_pass(machine, &mut out)?;
+        let mut state = machine.lock();
+        let pending = state.ram.dirty_pages().count() * PAGE;
+        state.migration.remaining = pending as u64;
+        let assumed = state.parameter("avail-switchover-bandwidth");
+        let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let measured = state.migration.transferred * 1000 / milliseconds.max(1);
+        let bandwidth = if assumed > 0 { assumed } else { measured };
+        if pending as u64 <= bandwidth * state.parameter("downtime-limit") / 1000 {
+            break;
+        }
+    }
+    complete(machine, &mut out)
+}
+
+fn send_pass(machine: &Machine, out: &mut impl Write) -> Result<()> {
+    let pages = {
+        let mut state = machine.lock();
+        let pages = state.ram.take_dirty();
+        state.migration.syncs += 1;
+        state.migration.remaining = (pages.len() * PAGE) as u64;
+        if state.capability("events") {
+            machine.tell("MIGRATION_PASS", json!({"pass": state.migration.syncs}));
+        }
+        pages
+    };
+    for page in pages {
+        let record = {
+            let mut state = machine.lock();
+            ensure!(!state.migration.cancelled, "cancelled");
+            let record = record(page, state.ram.page(page))?;
+            state.migration.remaining = state.migration.remaining.saturating_sub(PAGE as u64);
+            state.migration.transferred += record.len() as u64;
+            record
+        };
+        out.write_all(&record).context("send a page")?;
+    }
+    out.flush().context("send pages")
+}
+
+fn record(page: usize, content: Option<&[u8]>) -> Result<Vec<u8>> {
+    let number = u32::try_from(page)
+        .context("a page number fits 32 bits")?
+        .to_le_bytes();
+    Ok(match content {
+        None => [&[ZEROS], &number[..]].concat(),
+        Some(content) => [&[CONTENT], &number[..], content].concat(),
+    })
+}
+
+/// Stops the VM, if nobody has, and sends what is left.
+fn complete(machine: &Machine, out: &mut BufWriter<&UnixStream>) -> Result<()> {
+    let stopped = Instant::now();
+    {
+        let mut state = machine.lock();
+        machine.stop(&mut state, "finish-migrate");
+        if state.capability("pause-before-switchover") {
+            machine.set_migration(&mut state, "pre-switchover");
+            state = machine
+                .changed
+                .wait_while(state, |state| {
+                    !state.migration.go_on && !state.migration.cancelled
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        ensure!(!state.migration.cancelled, "cancelled");
+        machine.set_migration(&mut state, "device");
+    }
+    send_pass(machine, out)?;
+    let device = {
+        let state = machine.lock();
+        Device {
+            guest: state.guest.clone(),
+            checksum: state.ram.checksum(),
+        }
+    };
+    let device = serde_json::to_vec(&device).context("write the guest's state")?;
+    let length = u32::try_from(device.len())
+        .context("a state is short")?
+        .to_le_bytes();
+    out.write_all(&[&[END], &length[..], &device].concat())
+        .and_then(|()| out.flush())
+        .context("send the guest's state")?;
+    let mut state = machine.lock();
+    ensure!(!state.migration.cancelled, "cancelled");
+    let downtime = u64::try_from(stopped.elapsed().as_millis()).unwrap_or(u64::MAX);
+    state.migration.downtime_ms = Some(downtime);
+    state.migration.remaining = 0;
+    state.migration.stream = None;
+    state.run = "postmigrate";
+    machine.set_migration(&mut state, "completed");
+    Ok(())
+}
+
+/// The VM goes on here, if it ran until the migration stopped it.
+fn give_up(machine: &Machine, ran: bool, error: &str) {
+    let mut state = machine.lock();
+    state.migration.stream = None;
+    state.migration.error = Some(error.to_owned());
+    let stopped_by_us = state.run == "finish-migrate";
+    let status = if state.migration.cancelled {
+        "cancelled"
+    } else {
+        "failed"
+    };
+    machine.set_migration(&mut state, status);
+    if stopped_by_us && ran && machine.resume(&mut state).is_err() {
+        state.run = "internal-error";
+    }
+}
+
+/// `migrate_cancel`.
+pub(super) fn cancel(machine: &Machine) {
+    let mut state = machine.lock();
+    let Some(stream) = state.migration.stream.take() else {
+        return;
+    };
+    state.migration.cancelled = true;
+    machine.set_migration(&mut state, "cancelling");
+    // It may be full, with nobody to take anything out.
+    stream.shutdown(Shutdown::Both).ok();
+}
+
+/// `migrate-incoming`: listens at once, receives in a thread.
+pub(super) fn receive(machine: &Arc<Machine>, path: &Path) -> Result<()> {
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+    machine.set_migration(&mut machine.lock(), "setup");
+    let machine = Arc::clone(machine);
+    thread::spawn(move || {
+        let received = listener
+            .accept()
+            .context("accept the stream")
+            .and_then(|(stream, _)| receive_all(&machine, stream));
+        if let Err(error) = received {
+            let mut state = machine.lock();
+            state.migration.error = Some(format!("{error:#}"));
+            machine.set_migration(&mut state, "failed");
+            // As QEMU does: what has arrived so far is of no use.
+            std::process::exit(1);
+        }
+    });
+    Ok(())
+}
+
+fn receive_all(machine: &Machine, stream: UnixStream) -> Result<()> {
+    machine.set_migration(&mut machine.lock(), "active");
+    let mut input = BufReader::with_capacity(BUFFER, stream);
+    let mut page = vec![0; PAGE];
+    let device = loop {
+        match byte(&mut input)? {
+            ZEROS => drop(number(&mut input)?),
+            CONTENT => {
+                let at = number(&mut input)?;
+                input.read_exact(&mut page).context("receive a page")?;
+                let mut state = machine.lock();
+                ensure!(at < state.ram.pages(), "page {at} is beyond the end");
+                state.ram.write(at, &page);
+            }
+            END => {
+                let mut device = vec![0; number(&mut input)?];
+                input
+                    .read_exact(&mut device)
+                    .context("receive the guest's state")?;
+                break serde_json::from_slice::<Device>(&device)
+                    .context("read the guest's state")?;
+            }
+            other => bail!("a record of kind {other}"),
+        }
+    };
+    let mut state = machine.lock();
+    ensure!(
+        state.ram.checksum() == device.checksum,
+        "RAM differs from the source's"
+    );
+    state.guest = device.guest;
+    state.run = "paused";
+    machine.driver_is_up(&mut state)?;
+    machine.set_migration(&mut state, "completed");
+    if state.autostart {
+        machine.resume(&mut state)?;
+    }
+    Ok(())
+}
+
+fn byte(input: &mut impl Read) -> io::Result<u8> {
+    let mut byte = [0];
+    input.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+fn number(input: &mut impl Read) -> Result<usize> {
+    let mut number = [0; 4];
+    input.read_exact(&mut number).context("receive a number")?;
+    usize::try_from(u32::from_le_bytes(number)).context("a number fits")
+}
