@@ -2,43 +2,35 @@
 
 use std::time::Duration;
 
-use katamaran_tests::lab::KernelRun;
+use katamaran_tests::lab::{Kernel, KernelRun};
 use katamaran_tests::run::katamaran_binary;
 use serde_json::Value;
 
 use crate::support::require;
 
 const BOOT: Duration = Duration::from_secs(180);
-/// What the node needs in any case.
-const ALWAYS: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
-const QUEUES_AND_TUNNELS: [&str; 7] = [
-    "sch_plug",
-    "udp_tunnel",
-    "ip6_udp_tunnel",
-    "vxlan",
-    "ip_tunnel",
-    "tunnel4",
-    "ipip",
-];
 
-/// The lines of a preflight of that node.
-fn checks(modules: &[&str], set_up: &str) -> Value {
-    let (_status, console) = KernelRun {
-        modules,
-        set_up,
-        program: &katamaran_binary().unwrap(),
-        command: "mkdir /run; PROGRAM preflight --json 2>&1",
+/// The lines of a preflight of a node that can't load these modules.
+fn checks(without: &[&str], set_up: &str) -> Value {
+    let never: String = without
+        .iter()
+        .map(|module| format!("echo install {module} /bin/false >>/etc/modprobe.d/lab.conf\n"))
+        .collect();
+    let program = katamaran_binary().unwrap();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    KernelRun {
+        set_up: &format!("mkdir -p /etc/modprobe.d\n{never}{set_up}"),
         deadline: BOOT,
+        ..KernelRun::new(
+            Kernel::V6_1,
+            [program.as_os_str(), "preflight".as_ref(), "--json".as_ref()],
+        )
     }
-    .run()
+    .run(&mut stdout, &mut stderr)
     .unwrap();
-    let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
-    let object = lines.split(|line| *line == "}").next().unwrap_or_default();
-    let from = object.iter().position(|line| *line == "{");
-    let json = from.map(|from| format!("{}\n}}", object[from..].join("\n")));
-    let result: Value = json
-        .and_then(|json| serde_json::from_str(&json).ok())
-        .unwrap_or_else(|| panic!("no result:\n{console}"));
+    let said = || String::from_utf8_lossy(&[&stdout[..], &stderr[..]].concat()).into_owned();
+    let result: Value =
+        serde_json::from_slice(&stdout).unwrap_or_else(|_| panic!("no result:\n{}", said()));
     result["checks"].clone()
 }
 
@@ -60,9 +52,7 @@ fn expect(checks: &Value, name: &str, status: &str, words: &[&str]) {
 #[test]
 fn an_older_kernel_is_told_for_what_it_has_and_lacks() {
     require!(Root, Bpf, Lab);
-    let with_bpffs = "mount -t bpf bpf /sys/fs/bpf";
-    let modules = [&ALWAYS[..], &QUEUES_AND_TUNNELS[..]].concat();
-    let found = checks(&modules, with_bpffs);
+    let found = checks(&[], "");
     expect(&found, "programs", "ok", &[]);
     expect(&found, "tc-hook", "degraded", &["clsact"]);
     expect(&found, "drop-reports", "ok", &[]);
@@ -73,12 +63,12 @@ fn an_older_kernel_is_told_for_what_it_has_and_lacks() {
     expect(&found, "plug-limit", "ok", &["125 MB"]);
     expect(&found, "leftovers", "ok", &[]);
 
-    let found = checks(&ALWAYS, "");
+    let found = checks(&["sch_plug", "vxlan"], "umount /sys/fs/bpf");
     expect(&found, "bpffs", "degraded", &["/sys/fs/bpf"]);
     expect(&found, "sch_plug", "degraded", &[]);
     expect(&found, "tunnel-kinds", "degraded", &["no vxlan"]);
 
     // Without the hook there is no redirect.
-    let found = checks(&["veth"], with_bpffs);
+    let found = checks(&["sch_ingress"], "");
     expect(&found, "tc-hook", "missing", &[]);
 }
