@@ -117,6 +117,8 @@ pub struct KernelOffsets {
     pub net_inum: u32,
     /// `sk_buff.data`
     pub skb_data: u32,
+    /// `sk_buff.mac_header`
+    pub skb_mac_header: u32,
 }
 
 /// What passed one place.
@@ -155,13 +157,16 @@ pub struct DropKey {
     pub location: u64,
     /// `enum skb_drop_reason`, with the subsystem in the upper bits.
     pub reason: u32,
-    /// The packet's device.
+    /// The packet's device; 0: it had none that could be told.
     pub ifindex: u32,
-    /// 1: the packet was V's inside our tunnel's outer header.
-    pub tunnelled: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Inode number of the network namespace; 0: it could not be told.
+    pub netns_inum: u32,
+    /// The [`Tunnel`](crate::trace::Tunnel) that V's packet was in, with [`FROM_VM`].
+    pub way: u32,
 }
+
+/// Set in [`DropKey::way`] for a packet that V sent.
+pub const FROM_VM: u32 = 0x100;
 
 /// One frame of the copy ring.
 #[derive(Clone, Copy, Debug)]
@@ -181,8 +186,8 @@ pub struct CopySlot {
     pub bytes: [u8; COPY_BYTES],
 }
 
-const _: () = assert!(size_of::<KernelOffsets>() == 48);
-const _: () = assert!(size_of::<Config>() == 11 * 4 + 12 + 4 * 16 + 4 + 48);
+const _: () = assert!(size_of::<KernelOffsets>() == 52);
+const _: () = assert!(size_of::<Config>() == 11 * 4 + 12 + 4 * 16 + 4 + 52);
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<Sequence>() == 40);

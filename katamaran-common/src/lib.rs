@@ -15,3 +15,4 @@ pub mod names;
 pub mod packet;
 pub mod segments;
 pub mod sequence;
+pub mod trace;

@@ -10,6 +10,10 @@ pub const PROGRAM_TAP: &str = "ktm_tap";
 pub const PROGRAM_XMIT: &str = "ktm_xmit";
 /// Raw tracepoint `kfree_skb`: what the kernel dropped, where and why.
 pub const PROGRAM_DROP: &str = "ktm_drop";
+/// The same tracepoint: tells of each packet that was dropped.
+pub const PROGRAM_TRACE: &str = "ktm_trace";
+/// The same where the tracepoint also names the receiving socket (Linux 6.11).
+pub const PROGRAM_TRACE_SOCKET: &str = "ktm_trace_sk";
 
 /// One [`Config`](crate::layout::Config).
 pub const MAP_CONFIG: &str = "KTM_CONFIG";
@@ -35,3 +39,9 @@ pub const MAP_DROPS: &str = "KTM_DROPS";
 pub const MAP_COPIES: &str = "KTM_COPIES";
 /// One `u64`: frames written to the copy ring so far.
 pub const MAP_COPY_NUMBER: &str = "KTM_COPY_NUMBER";
+/// One [`TraceOffsets`](crate::trace::TraceOffsets).
+pub const MAP_TRACE: &str = "KTM_TRACE";
+/// A ring of [`DropEvent`](crate::trace::DropEvent)s.
+pub const MAP_EVENTS: &str = "KTM_EVENTS";
+/// Per CPU, by [`Lost`](crate::trace::Lost): `u64` packets.
+pub const MAP_LOST: &str = "KTM_LOST";

@@ -75,6 +75,10 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Ethertype of ARP.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// Ethertype of a VLAN tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// What GRE calls a whole Ethernet frame.
+pub const ETHERTYPE_FRAME: u16 = 0x6558;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -94,6 +98,8 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// GRE.
+    pub const GRE: u8 = 47;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
     /// IPv6 destination options.

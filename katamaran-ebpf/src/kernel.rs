@@ -2,9 +2,12 @@
 //!
 //! Every read goes through `bpf_probe_read_kernel`: a wrong offset yields garbage, never a fault.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
 use katamaran_common::layout::KernelOffsets;
-use katamaran_common::packet::{Ip, PacketRead, parse_ip};
+use katamaran_common::packet::{
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ip, PacketRead, parse_ip,
+};
+use katamaran_common::trace::NAME_BYTES;
 
 /// A `struct sk_buff` somewhere in the kernel.
 #[derive(Clone, Copy)]
@@ -20,11 +23,24 @@ pub(crate) struct Device {
     pub netns_inum: u32,
 }
 
+/// Reads a field of a structure.
 #[inline(always)]
-fn load<T>(base: u64, offset: u32) -> Option<T> {
+pub(crate) fn load<T>(base: u64, offset: u32) -> Option<T> {
     let pointer = base.wrapping_add(u64::from(offset)) as *const T;
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(pointer) }.ok()
+}
+
+/// Reads a name; all zeros where there is none to read.
+///
+/// # Safety
+///
+/// `target` must be valid, in a way that the verifier can see.
+#[inline(always)]
+pub(crate) unsafe fn load_name(target: *mut [u8; NAME_BYTES], base: u64, offset: u32) {
+    let pointer = base.wrapping_add(u64::from(offset)) as *const core::ffi::c_void;
+    // SAFETY: as the caller promises. The helper checks the address, and writes zeros when it fails.
+    unsafe { generated::bpf_probe_read_kernel(target.cast(), NAME_BYTES as u32, pointer) };
 }
 
 /// Reads which device at `address` is.
@@ -77,15 +93,50 @@ impl KernelSkb {
     /// The IP header, with offsets relative to itself. What precedes `data` counts as present.
     #[inline(always)]
     pub(crate) fn ip(&self, offsets: &KernelOffsets) -> Option<(Ip, KernelBytes)> {
-        let network: u16 = load(self.address, offsets.skb_network_header)?;
+        let (bytes, ethertype) = self.network(offsets)?;
         let data: u64 = load(self.address, offsets.skb_data)?;
-        let bytes = KernelBytes {
-            base: self.head + u64::from(network),
-        };
         let before = bytes.base.wrapping_sub(data) as u32;
         let room = self.length(offsets)?.wrapping_sub(before);
-        let ip = parse_ip(&bytes, self.ethertype(offsets)?, 0, room)?;
+        let ip = parse_ip(&bytes, ethertype, 0, room)?;
         Some((ip, bytes))
+    }
+
+    /// Where the IP header is, and of which kind. Before the kernel has looked at a frame (XDP, a tap's
+    /// sender, VLAN) only the Ethernet header says so.
+    #[inline(always)]
+    fn network(&self, offsets: &KernelOffsets) -> Option<(KernelBytes, u16)> {
+        let header: u16 = load(self.address, offsets.skb_network_header)?;
+        let ethertype = self.ethertype(offsets)?;
+        let bytes = KernelBytes {
+            base: self.head + u64::from(header),
+        };
+        let version = bytes.byte(0)? >> 4;
+        if (ethertype == ETHERTYPE_IPV4 && version == 4)
+            || (ethertype == ETHERTYPE_IPV6 && version == 6)
+        {
+            return Some((bytes, ethertype));
+        }
+        let header: u16 = load(self.address, offsets.skb_mac_header)?;
+        if header == u16::MAX {
+            return None;
+        }
+        let frame = KernelBytes {
+            base: self.head + u64::from(header),
+        };
+        let ethertype = frame.half(ETHERNET_LENGTH - 2)?;
+        let (length, ethertype) = if ethertype == ETHERTYPE_VLAN {
+            (ETHERNET_LENGTH + 4, frame.half(ETHERNET_LENGTH + 2)?)
+        } else {
+            (ETHERNET_LENGTH, ethertype)
+        };
+        let base = frame.base + u64::from(length);
+        Some((KernelBytes { base }, ethertype))
+    }
+
+    /// Reads one of its fields.
+    #[inline(always)]
+    pub(crate) fn field<T>(&self, offset: u32) -> Option<T> {
+        load(self.address, offset)
     }
 }
 

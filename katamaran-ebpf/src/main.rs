@@ -7,6 +7,7 @@
 //! | `ktm_tap` | TC egress towards V, on D | counts what came by tunnel and what came directly |
 //! | `ktm_xmit` | raw tracepoint `net_dev_start_xmit` | counts what the tap's driver was handed |
 //! | `ktm_drop` | raw tracepoint `kfree_skb` | counts V's packets that the kernel dropped |
+//! | `ktm_trace`, `ktm_trace_sk` | the same | tells of each of them, in both directions, everywhere |
 //!
 //! **Fail open**: on any doubt a packet is passed on as if we were not there, and counted as such.
 //! No program ever drops.
@@ -25,6 +26,8 @@ mod copy;
 mod deliver;
 #[cfg(target_arch = "bpf")]
 mod encapsulate;
+#[cfg(target_arch = "bpf")]
+mod event;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]

@@ -2,12 +2,14 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::ring_buf::RingBufEntry;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::layout::{
     COPY_SLOTS, Config, CopySlot, Count, DropKey, MAX_ADDRESSES, MAX_DROP_KEYS, Sequence,
 };
 use katamaran_common::packet::Address;
+use katamaran_common::trace::{DropEvent, Lost, TraceOffsets};
 
 use crate::atomic::fetch_add;
 
@@ -35,6 +37,14 @@ static KTM_DROPS: HashMap<DropKey, u64> = HashMap::with_max_entries(MAX_DROP_KEY
 static KTM_COPIES: Array<CopySlot> = Array::with_max_entries(COPY_SLOTS, 0);
 #[map]
 static KTM_COPY_NUMBER: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+static KTM_TRACE: Array<TraceOffsets> = Array::with_max_entries(1, 0);
+/// As small as can be: who reads it makes it larger.
+#[map]
+static KTM_EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+#[map]
+static KTM_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Lost::COUNT, 0);
 
 #[inline(always)]
 pub(crate) fn config() -> Option<&'static Config> {
@@ -126,14 +136,39 @@ pub(crate) fn note_numbers(family: u32, number: u32, packets: u32, bits: u32) {
 #[inline(always)]
 pub(crate) fn count_drop(key: &DropKey, packets: u64) {
     if KTM_DROPS.get_ptr_mut(key).is_none() {
-        // Lost only when the table is full, and then the sum of drops is a lower bound: the ledger
-        // still shows the loss. BPF_NOEXIST: whoever comes second finds the element below.
+        // BPF_NOEXIST: whoever comes second finds the element below.
         let _ = KTM_DROPS.insert(key, 0, 1);
     }
-    if let Some(pointer) = KTM_DROPS.get_ptr_mut(key) {
+    match KTM_DROPS.get_ptr_mut(key) {
         // SAFETY: a valid element; nobody deletes from this map.
-        unsafe { fetch_add(pointer, packets) };
+        Some(pointer) => {
+            unsafe { fetch_add(pointer, packets) };
+        }
+        // The table is full.
+        None => count_lost(Lost::Totals, packets),
     }
+}
+
+#[inline(always)]
+pub(crate) fn count_lost(what: Lost, packets: u64) {
+    if let Some(pointer) = KTM_LOST.get_ptr_mut(what.index()) {
+        // SAFETY: this CPU's own element; the kernel does not start a tracing program again on a CPU that
+        // is in it.
+        unsafe { *pointer += packets }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn trace_offsets() -> Option<&'static TraceOffsets> {
+    let pointer = KTM_TRACE.get_ptr(0)?;
+    // SAFETY: an array element lives as long as the program, and is written before it is attached.
+    Some(unsafe { &*pointer })
+}
+
+/// Room for one event in the ring. Every byte of it has to be written.
+#[inline(always)]
+pub(crate) fn event() -> Option<RingBufEntry<DropEvent>> {
+    KTM_EVENTS.reserve(0)
 }
 
 /// The next slot of the copy ring, and its number.

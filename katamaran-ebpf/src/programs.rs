@@ -4,7 +4,7 @@ use aya_ebpf::macros::{classifier, raw_tracepoint};
 use aya_ebpf::programs::{RawTracePointContext, TcContext};
 
 use crate::context::Skb;
-use crate::{deliver, source, tap, trace};
+use crate::{deliver, event, source, tap, trace};
 
 /// "Go on": the next program, then the classic filters, then the device.
 ///
@@ -36,6 +36,24 @@ pub(crate) fn ktm_xmit(context: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub(crate) fn ktm_drop(context: RawTracePointContext) -> i32 {
     trace::dropped(context.arg(0), context.arg(1), context.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub(crate) fn ktm_trace(context: RawTracePointContext) -> i32 {
+    event::dropped(context.arg(0), context.arg(1), context.arg(2), 0);
+    0
+}
+
+/// The kernel lets no program attach that reads more arguments than there are.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub(crate) fn ktm_trace_sk(context: RawTracePointContext) -> i32 {
+    event::dropped(
+        context.arg(0),
+        context.arg(1),
+        context.arg(2),
+        context.arg(3),
+    );
     0
 }
 

@@ -1,11 +1,12 @@
 //! `ktm_xmit` and `ktm_drop`: the kernel as witness.
 
 use katamaran_common::counter::Counter;
-use katamaran_common::layout::{Config, DropKey};
+use katamaran_common::layout::{Config, DropKey, KernelOffsets};
 use katamaran_common::packet::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, L4, parse_ip, parse_l4, protocol,
 };
 use katamaran_common::segments::{count_of, wire_segments};
+use katamaran_common::trace::Tunnel;
 
 use crate::kernel::{KernelBytes, KernelSkb, device};
 use crate::maps;
@@ -23,7 +24,7 @@ pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
     let count = match skb.ip(offsets) {
         Some((ip, bytes)) => {
             let l4 = parse_l4(&bytes, &ip);
-            count_of(segments(&skb, config, &l4), ip.length, ip.headers(&l4))
+            count_of(segments(&skb, offsets, &l4), ip.length, ip.headers(&l4))
         }
         None => {
             let length = skb.length(offsets).unwrap_or(0);
@@ -34,9 +35,10 @@ pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
     Some(())
 }
 
+/// How many packets on the wire an skb is.
 #[inline(always)]
-fn segments(skb: &KernelSkb, config: &Config, l4: &L4) -> u32 {
-    let (gso_size, gso_segments) = skb.gso(&config.offsets).unwrap_or((0, 0));
+pub(crate) fn segments(skb: &KernelSkb, offsets: &KernelOffsets, l4: &L4) -> u32 {
+    let (gso_size, gso_segments) = skb.gso(offsets).unwrap_or((0, 0));
     wire_segments(gso_segments, gso_size, l4.payload)
 }
 
@@ -58,14 +60,15 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
         ip
     };
     let l4 = parse_l4(&bytes, &inner);
+    let tunnel = if in_tunnel { Tunnel::Ip } else { Tunnel::None };
     let key = DropKey {
         location,
         reason,
         ifindex: device.ifindex,
-        tunnelled: u32::from(in_tunnel),
-        _pad: 0,
+        netns_inum: device.netns_inum,
+        way: tunnel as u32,
     };
-    maps::count_drop(&key, u64::from(segments(&skb, config, &l4)));
+    maps::count_drop(&key, u64::from(segments(&skb, offsets, &l4)));
     Some(())
 }
 

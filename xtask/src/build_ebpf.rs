@@ -21,12 +21,14 @@ const RUSTFLAGS: &str = "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 -C li
                          --cfg bpf_target_arch=\"x86_64\"";
 
 /// Every program that the object must hold, and the section each lives in.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ktm_source", "classifier"),
     ("ktm_deliver", "classifier"),
     ("ktm_tap", "classifier"),
     ("ktm_xmit", "raw_tp/net_dev_start_xmit"),
     ("ktm_drop", "raw_tp/kfree_skb"),
+    ("ktm_trace", "raw_tp/kfree_skb"),
+    ("ktm_trace_sk", "raw_tp/kfree_skb"),
 ];
 
 #[derive(clap::Args)]

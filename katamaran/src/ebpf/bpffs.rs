@@ -142,7 +142,7 @@ fn lock_patiently(path: &Path) -> Result<Option<Flock<File>>, EbpfError> {
     lock(path)
 }
 
-fn entries(path: &Path) -> Result<Vec<PathBuf>, EbpfError> {
+pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>, EbpfError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
         found.push(entry.map_err(failed("list", path))?.path());
@@ -219,7 +219,7 @@ pub fn stale_sessions() -> Result<Vec<SessionId>, EbpfError> {
 }
 
 /// All `<session>/<role>` directories; what is not named like one is not ours.
-fn role_directories() -> Result<Vec<(SessionId, PathBuf)>, EbpfError> {
+pub(super) fn role_directories() -> Result<Vec<(SessionId, PathBuf)>, EbpfError> {
     let root = Path::new(ROOT);
     if !is_bpffs(Path::new(BPFFS)) || !root.exists() {
         return Ok(Vec::new());

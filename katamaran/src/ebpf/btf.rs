@@ -60,12 +60,14 @@ impl Type {
 }
 
 mod kind {
+    pub(super) const POINTER: u32 = 2;
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
     pub(super) const TYPEDEF: u32 = 8;
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
+    pub(super) const FUNCTION: u32 = 13;
     pub(super) const TYPE_TAG: u32 = 18;
 }
 
@@ -151,6 +153,24 @@ impl Btf {
         Ok(bits / 8)
     }
 
+    /// The size of a structure in bytes.
+    pub(super) fn size(&self, structure: &'static str) -> Result<u32, BtfError> {
+        Ok(self.find(kind::STRUCT, structure)?.size_or_type)
+    }
+
+    /// How many arguments a tracepoint hands to a program. `name` is the kernel's type for those that it
+    /// calls (`btf_trace_...`), whose first parameter is their own data.
+    pub(super) fn tracepoint_arguments(&self, name: &'static str) -> Result<usize, BtfError> {
+        let missing = || BtfError::NoType { name };
+        let pointer = self.find(kind::TYPEDEF, name)?.size_or_type;
+        let pointer = self.resolve(pointer).ok_or_else(missing)?;
+        let function = self.resolve(pointer.size_or_type).ok_or_else(missing)?;
+        if (pointer.kind(), function.kind()) != (kind::POINTER, kind::FUNCTION) {
+            return Err(missing());
+        }
+        function.members().checked_sub(1).ok_or_else(missing)
+    }
+
     /// Looks for a field, also inside anonymous structures and unions: its bit offset and type.
     fn field(&self, of: Type, name: &[u8]) -> Option<(u32, u32)> {
         for index in 0..of.members() {
@@ -216,8 +236,8 @@ fn data_length(of: Type) -> Option<usize> {
         1 | 14 | 17 => 4,
         3 => 12,
         kind::STRUCT | kind::UNION | 15 | 19 => members * 12,
-        kind::ENUM | 13 => members * 8,
-        2 | 7..=12 | 16 | kind::TYPE_TAG => 0,
+        kind::ENUM | kind::FUNCTION => members * 8,
+        kind::POINTER | 7..=12 | 16 | kind::TYPE_TAG => 0,
         _ => return None,
     })
 }
@@ -235,8 +255,9 @@ mod tests {
     use super::*;
 
     /// struct outer { int a; struct { struct in { int b; } c; }; }; enum e { X = 3 };
+    /// typedef void (*trace)(int, int, int);
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0outer\0a\0in\0b\0c\0e\0X\0";
+        let strings = b"\0int\0outer\0a\0in\0b\0c\0e\0X\0trace\0";
         let at = |text: &str| {
             let needle = [b"\0", text.as_bytes(), b"\0"].concat();
             let found = strings
@@ -252,6 +273,9 @@ mod tests {
             vec![0, info(4, 1), 8, at("c"), 2, 32],
             vec![at("outer"), info(4, 2), 16, at("a"), 1, 0, 0, 3, 64],
             vec![at("e"), info(6, 1), 4, at("X"), 3],
+            vec![at("trace"), info(8, 0), 7],
+            vec![0, info(2, 0), 8],
+            vec![0, info(13, 3), 0, 0, 1, 0, 1, 0, 1],
         ]
         .concat();
         let mut bytes = Vec::new();
@@ -285,6 +309,14 @@ mod tests {
     fn enumerators_are_named() {
         let btf = Btf::parse(sample()).unwrap();
         assert_eq!(btf.enumerators("e").unwrap()[&3], "X");
+    }
+
+    #[test]
+    fn sizes_and_a_tracepoints_arguments_are_told() {
+        let btf = Btf::parse(sample()).unwrap();
+        assert_eq!(btf.size("outer").unwrap(), 16);
+        assert_eq!(btf.tracepoint_arguments("trace").unwrap(), 2);
+        assert!(btf.tracepoint_arguments("none").is_err());
     }
 
     #[test]

@@ -119,13 +119,7 @@ impl CounterMaps {
     }
 
     fn count(&self, counter: Counter) -> Result<Count, EbpfError> {
-        let per_cpu = self
-            .counts
-            .get(&counter.index(), 0)
-            .map_err(EbpfError::map("read", names::MAP_COUNTS))?;
-        Ok(per_cpu
-            .iter()
-            .fold(Count::default(), |sum, one| add(sum, *one)))
+        sum(&self.counts, counter)
     }
 
     fn digest(&self, digest: Digest) -> Result<u64, EbpfError> {
@@ -215,6 +209,19 @@ impl CounterMaps {
             sequence_v6: self.sequence(1)?,
         })
     }
+}
+
+/// One counter, of all CPUs.
+pub(super) fn sum(
+    counts: &PerCpuArray<MapData, Count>,
+    counter: Counter,
+) -> Result<Count, EbpfError> {
+    let per_cpu = counts
+        .get(&counter.index(), 0)
+        .map_err(EbpfError::map("read", names::MAP_COUNTS))?;
+    Ok(per_cpu
+        .iter()
+        .fold(Count::default(), |sum, one| add(sum, *one)))
 }
 
 fn add(one: Count, other: Count) -> Count {

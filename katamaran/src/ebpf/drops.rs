@@ -1,14 +1,14 @@
 //! What the kernel dropped of V's packets, with its own reason.
 
-use std::fs;
-
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use katamaran_common::layout::DropKey;
+use katamaran_common::layout::{DropKey, FROM_VM};
 use katamaran_common::names;
+use katamaran_common::trace::Tunnel;
 
 use super::error::EbpfError;
 use super::object;
+use super::symbols::Symbols;
 use super::witness::DropReasons;
 
 /// Packets of V that the kernel dropped in one place for one reason.
@@ -20,15 +20,44 @@ pub struct PacketDrop {
     pub symbol: Option<String>,
     /// Its address.
     pub location: u64,
-    /// The packet's device (in the namespace of the hooks or of the tap).
+    /// The packet's device, in its namespace; 0: it had none.
     pub ifindex: u32,
-    /// Whether it still had, or already had, the outer header of the tunnel.
-    pub tunnelled: bool,
+    /// Inode number of that network namespace; 0: not known.
+    pub netns_inum: u32,
+    /// The tunnel whose outer header it still had, or already had.
+    pub tunnel: Option<TunnelKind>,
+    /// Whether V sent it; else it was sent to V.
+    pub from_vm: bool,
     /// How many packets on the wire.
     pub packets: u64,
 }
 
+/// What carries a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TunnelKind {
+    /// IP in IP, of either family.
+    Ip,
+    /// GRE.
+    Gre,
+    /// VXLAN.
+    Vxlan,
+}
+
 impl PacketDrop {
+    /// Without its symbol.
+    pub(super) fn new(key: &DropKey, packets: u64, reasons: &DropReasons) -> Self {
+        Self {
+            reason: reasons.name(key.reason),
+            symbol: None,
+            location: key.location,
+            ifindex: key.ifindex,
+            netns_inum: key.netns_inum,
+            tunnel: tunnel_kind(key.way & !FROM_VM),
+            from_vm: key.way & FROM_VM != 0,
+            packets,
+        }
+    }
+
     /// Whether no packet of V's own was lost: only a copy (a packet socket, say tcpdump's, could not
     /// keep up), or a piece of a packet whose own end is told elsewhere. A reassembled packet
     /// carries its fragments along, and `skb_release_data()` (net/core/skbuff.c) frees them one by
@@ -43,6 +72,16 @@ impl PacketDrop {
     }
 }
 
+fn tunnel_kind(way: u32) -> Option<TunnelKind> {
+    [
+        (Tunnel::Ip, TunnelKind::Ip),
+        (Tunnel::Gre, TunnelKind::Gre),
+        (Tunnel::Vxlan, TunnelKind::Vxlan),
+    ]
+    .into_iter()
+    .find_map(|(code, kind)| (code as u32 == way).then_some(kind))
+}
+
 pub(super) struct DropMap {
     drops: HashMap<MapData, DropKey, u64>,
 }
@@ -54,60 +93,34 @@ impl DropMap {
         })
     }
 
-    /// All drops, the most frequent first.
+    /// All drops, the most frequent first. The table of symbols is long: it is read only when there are
+    /// drops.
     pub(super) fn read(&self, reasons: &DropReasons) -> Result<Vec<PacketDrop>, EbpfError> {
+        let mut found = self.unnamed(reasons)?;
+        if !found.is_empty() {
+            let symbols = Symbols::of_kernel();
+            for drop in &mut found {
+                drop.symbol = symbols.name(drop.location);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same without symbols.
+    pub(super) fn unnamed(&self, reasons: &DropReasons) -> Result<Vec<PacketDrop>, EbpfError> {
         let mut found = Vec::new();
         for entry in self.drops.iter() {
             let (key, packets) = entry.map_err(EbpfError::map("read", names::MAP_DROPS))?;
-            found.push(PacketDrop {
-                reason: reasons.name(key.reason),
-                symbol: None,
-                location: key.location,
-                ifindex: key.ifindex,
-                tunnelled: key.tunnelled != 0,
-                packets,
-            });
+            found.push(PacketDrop::new(&key, packets, reasons));
         }
-        name_locations(&mut found);
         found.sort_by_key(|drop| (u64::MAX - drop.packets, drop.location, drop.ifindex));
         Ok(found)
     }
 }
 
-/// Looks the addresses up. The table of symbols is long: it is read only when there are drops.
-fn name_locations(drops: &mut [PacketDrop]) {
-    if drops.is_empty() {
-        return;
-    }
-    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    for drop in drops {
-        drop.symbol = nearest(&symbols, drop.location);
-    }
-}
-
-fn nearest(symbols: &str, location: u64) -> Option<String> {
-    let (start, name) = symbols
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace();
-            let start = u64::from_str_radix(fields.next()?, 16).ok()?;
-            Some((start, fields.nth(1)?))
-        })
-        .filter(|(start, _)| *start != 0 && *start <= location)
-        .max_by_key(|(start, _)| *start)?;
-    Some(format!("{name}+{:#x}", location - start))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_location_is_named_by_the_symbol_before_it() {
-        let symbols = "ffff1000 T first\nffff2000 t second [module]\nffff3000 T third\n";
-        assert_eq!(nearest(symbols, 0xffff_2010).unwrap(), "second+0x10");
-        assert_eq!(nearest(symbols, 0xff), None);
-    }
 
     #[test]
     fn pieces_and_copies_of_a_packet_are_no_loss() {
@@ -116,7 +129,9 @@ mod tests {
             symbol: Some(symbol.to_owned()),
             location: 0,
             ifindex: 1,
-            tunnelled: false,
+            netns_inum: 1,
+            tunnel: None,
+            from_vm: false,
             packets: 1,
         };
         assert!(drop("NOT_SPECIFIED", "skb_release_data+0x163").is_no_loss());
@@ -125,7 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn hidden_addresses_name_nothing() {
-        assert_eq!(nearest("0000000000000000 T first\n", 0xffff_2010), None);
+    fn way_and_tunnel_are_told_apart() {
+        let reasons = DropReasons::default();
+        let key = |way| DropKey {
+            way,
+            ..DropKey::default()
+        };
+        let drop = PacketDrop::new(&key(Tunnel::Vxlan as u32 | FROM_VM), 1, &reasons);
+        assert_eq!((drop.tunnel, drop.from_vm), (Some(TunnelKind::Vxlan), true));
+        let drop = PacketDrop::new(&key(Tunnel::None as u32), 1, &reasons);
+        assert_eq!((drop.tunnel, drop.from_vm), (None, false));
     }
 }

@@ -19,6 +19,9 @@
 //! anywhere. The mount namespace must be the host's: programs started by `ip netns exec` see a
 //! `/sys` of their own, and pins made there die with it.
 //!
+//! [`DropTrace`] tells of each drop as it happens, and [`armed_hooks`] reads the counters of all armed
+//! sessions; neither needs a migration, or touches one.
+//!
 //! A counter that could not be read is `None`, never zero.
 
 mod attach;
@@ -33,7 +36,10 @@ mod error;
 mod netlink;
 mod object;
 mod plane;
+mod sessions;
 mod source;
+mod symbols;
+mod trace;
 mod trial;
 mod tunnel;
 mod witness;
@@ -45,10 +51,14 @@ pub use copies::CopiedFrame;
 pub use counters::{DestinationCounters, SequenceCounters, SourceCounters};
 pub use destination::{DestinationDataplane, DestinationSpec, Ingress};
 pub use device::is_ethernet;
-pub use drops::PacketDrop;
+pub use drops::{PacketDrop, TunnelKind};
 pub use error::EbpfError;
+pub use katamaran_common::counter::Counter;
 pub use katamaran_common::layout::Count;
 pub use object::object_state;
+pub use sessions::{ArmedHooks, HookMode, armed_hooks};
 pub use source::{Encap, FlipTime, SourceDataplane, SourceSpec, TapLocation};
+pub use symbols::Symbols;
+pub use trace::{DropTrace, DroppedPacket, LostEvents};
 pub use trial::{Trial, drop_reasons, try_programs};
 pub use witness::WitnessMissing;

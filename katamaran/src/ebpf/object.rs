@@ -35,8 +35,17 @@ pub fn object_state() -> Result<(), EbpfError> {
 
 /// Creates the maps; no program is loaded yet.
 pub(super) fn load() -> Result<Ebpf, EbpfError> {
+    load_sized(&[])
+}
+
+/// The same, with other sizes of some maps than the object says.
+pub(super) fn load_sized(sizes: &[(&'static str, u32)]) -> Result<Ebpf, EbpfError> {
     object_state()?;
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in sizes {
+        loader.map_max_entries(map, *entries);
+    }
+    loader
         .load(OBJECT)
         .map_err(|source| EbpfError::Load(Box::new(source)))
 }

@@ -159,7 +159,7 @@ pub(super) fn write_config(ebpf: &mut Ebpf, config: Config) -> Result<(), EbpfEr
     slot.set(0, config, 0).map_err(EbpfError::map("write", map))
 }
 
-fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfError> {
+pub(super) fn write_addresses(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), EbpfError> {
     let limit = MAX_ADDRESSES;
     if addresses.is_empty() || addresses.len() > limit as usize {
         return Err(EbpfError::AddressCount {

@@ -77,7 +77,10 @@ impl DropReasons {
 
 impl Witness {
     pub(super) fn of_kernel() -> Result<Self, BtfError> {
-        let btf = Btf::of_kernel()?;
+        Self::from_btf(&Btf::of_kernel()?)
+    }
+
+    pub(super) fn from_btf(btf: &Btf) -> Result<Self, BtfError> {
         let offsets = KernelOffsets {
             skb_head: btf.offset("sk_buff", "head")?,
             skb_end: btf.offset("sk_buff", "end")?,
@@ -91,6 +94,7 @@ impl Witness {
             dev_net: btf.offset("net_device", "nd_net.net")?,
             net_inum: btf.offset("net", "ns.inum")?,
             skb_data: btf.offset("sk_buff", "data")?,
+            skb_mac_header: btf.offset("sk_buff", "mac_header")?,
         };
         let reasons = DropReasons {
             // Linux 5.17; without it the tracepoint has no reason to read.

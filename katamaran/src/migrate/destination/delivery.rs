@@ -316,7 +316,7 @@ impl Delivery {
             bytes: c.bytes,
         };
         let hop = |drop: &PacketDrop| {
-            if drop.tunnelled || Some(drop.ifindex) == hooks.tunnel_device {
+            if drop.tunnel.is_some() || Some(drop.ifindex) == hooks.tunnel_device {
                 Hop::Tunnel
             } else if drop.ifindex == self.tap {
                 Hop::DestinationTap

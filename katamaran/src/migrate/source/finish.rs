@@ -208,7 +208,7 @@ impl Committed {
         let prepared = &self.armed.prepared;
         let hop = |drop: &PacketDrop| {
             let device = Some(drop.ifindex);
-            if drop.tunnelled || device == hooks.tunnel_device() {
+            if drop.tunnel.is_some() || device == hooks.tunnel_device() {
                 Hop::Tunnel
             } else if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index
             {
