@@ -56,6 +56,8 @@ pub enum Command {
     /// Look whether a migration would work on this node, and change nothing
     #[command(after_help = PREFLIGHT_STATUS)]
     Preflight(Box<PreflightArgs>),
+    /// Show which packets of a VM the kernel drops, where, and why (root)
+    Trace(TraceArgs),
 }
 
 /// Flags of `katamaran preflight`.
@@ -69,6 +71,26 @@ pub struct PreflightArgs {
     pub strict: bool,
     #[command(flatten)]
     pub migrate: MigrateArgs,
+}
+
+/// Flags of `katamaran trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Address(es) of the VM: packets to and from them are watched
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',', required = true)]
+    pub vm_ip: Vec<String>,
+    /// End after this many seconds (default: at Ctrl-C)
+    #[arg(long, value_name = "S")]
+    pub duration: Option<u64>,
+    /// End after this many drops
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Write one JSON object a line (see docs/trace.md)
+    #[arg(long)]
+    pub json: bool,
+    /// Log level: error, warn, info, debug, trace, or a filter such as katamaran=debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: String,
 }
 
 /// Flags of `katamaran --mode source|dest`.

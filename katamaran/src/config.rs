@@ -3,6 +3,7 @@
 
 mod metrics;
 mod preflight;
+mod trace;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use crate::cli::{MigrateArgs, SourceVm};
 
 pub use metrics::MetricsConfig;
 pub use preflight::PreflightConfig;
+pub use trace::TraceConfig;
 
 /// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
 /// migration is not live.

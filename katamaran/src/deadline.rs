@@ -126,6 +126,12 @@ pub const METRICS_LOCK: Duration = Duration::from_secs(5);
 /// One write of the metrics file, [`METRICS_LOCK`] included: its file system may hang.
 pub const METRICS_WRITE: Duration = Duration::from_secs(8);
 
+/// Between two looks of a trace at the hooks of migrations and at what it has lost.
+pub const TRACE_LOOK: Duration = Duration::from_millis(500);
+
+/// For the last drops of a trace to come in once its program is off.
+pub const TRACE_SETTLE: Duration = Duration::from_millis(200);
+
 /// Undoing everything, on every way out.
 pub const UNDO: Duration = Duration::from_secs(9);
 

@@ -20,4 +20,5 @@ pub mod session_id;
 pub mod shutdown;
 pub mod stream;
 pub mod telemetry;
+pub mod trace;
 pub mod volume;

@@ -3,12 +3,12 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use katamaran::cli::{self, Command, MigrateArgs, PreflightArgs};
-use katamaran::config::{Config, PreflightConfig};
+use katamaran::cli::{self, Command, LogFormat, MigrateArgs, PreflightArgs, TraceArgs};
+use katamaran::config::{Config, PreflightConfig, TraceConfig};
 use katamaran::metrics::{Exporter, MetricsError, Role};
 use katamaran::migrate::progress::{self, Outlets};
 use katamaran::migrate::{chain, destination, measured, report::Report, source, summary};
-use katamaran::{shutdown, telemetry};
+use katamaran::{shutdown, telemetry, trace};
 
 /// Bad usage, or refused before anything was touched.
 const USAGE: u8 = 2;
@@ -24,8 +24,46 @@ fn main() -> ExitCode {
             Err(error) => fail(USAGE, format_args!("read {}: {error}", file.display())),
         },
         Some(Command::Preflight(args)) => preflight(&args),
+        Some(Command::Trace(args)) => trace(&args),
         None => migrate(&cli.migrate),
     }
+}
+
+fn trace(args: &TraceArgs) -> ExitCode {
+    let config = match TraceConfig::from_args(args) {
+        Ok(config) => config,
+        Err(error) => {
+            return fail(
+                USAGE,
+                format_args!("{error}\n\nTry 'katamaran trace --help'"),
+            );
+        }
+    };
+    if let Err(error) = telemetry::init(LogFormat::Text, &args.log_level, progress::bars()) {
+        return fail(USAGE, format_args!("{error}"));
+    }
+    // One thread: what takes time is the kernel's and the terminal's.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, format_args!("start the runtime: {error}")),
+    };
+    runtime.block_on(async {
+        let stop = match shutdown::asked_to_end() {
+            Ok(stop) => stop,
+            Err(error) => return fail(1, format_args!("install signal handlers: {error}")),
+        };
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        match trace::run(&config, &mut out, stop).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) if error.nothing_was_touched() => {
+                fail(USAGE, format_args!("{}", chain(&error)))
+            }
+            Err(error) => fail(1, format_args!("{}", chain(&error))),
+        }
+    })
 }
 
 fn migrate(args: &MigrateArgs) -> ExitCode {

@@ -39,6 +39,18 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
+/// Ends with the first SIGINT or SIGTERM: for what such a signal ends well, and leaves nothing behind.
+///
+/// # Errors
+/// The handlers can't be installed.
+pub fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        first_of(&mut interrupt, &mut terminate).await;
+    })
+}
+
 async fn first_of(interrupt: &mut Signal, terminate: &mut Signal) -> &'static str {
     tokio::select! {
         _ = interrupt.recv() => "SIGINT",
