@@ -50,6 +50,15 @@ fn help_explains_the_flags_and_the_exit_status() {
 }
 
 #[test]
+fn the_traces_flags_are_explained() {
+    let ended = katamaran(&["trace", "--help"]);
+    assert_eq!(ended.status, Some(0), "{ended:#?}");
+    for word in ["--vm-ip", "--duration", "--count", "--json", "--log-level"] {
+        assert!(ended.stdout.contains(word), "{word}: {ended:#?}");
+    }
+}
+
+#[test]
 fn version_is_told_on_standard_output() {
     for flag in ["--version", "-version", "-V"] {
         let ended = katamaran(&[flag]);

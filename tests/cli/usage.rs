@@ -232,3 +232,28 @@ fn one_dash_is_as_good_as_two() {
     ended.expect(2, &["10.1.0.300"]);
     assert_eq!(ended.stderr.matches("error:").count(), 1, "{ended:#?}");
 }
+
+#[test]
+fn a_trace_of_no_vm_is_refused() {
+    for (flags, words) in [
+        (&["trace"][..], &["--vm-ip"][..]),
+        (&["trace", "--vm-ip", "10.0.0.300"], &["10.0.0.300"]),
+        (&["trace", "--vm-ip", "0.0.0.0"], &["0.0.0.0", "one host"]),
+        (
+            &["trace", "--vm-ip", "10.0.0.5", "--count", "0"],
+            &["--count 0"],
+        ),
+        (
+            &["trace", "--vm-ip", "10.0.0.5", "--duration", "1s"],
+            &["--duration", "1s"],
+        ),
+        (
+            &["trace", "--vm-ip", "10.0.0.5", "--log-level", "a=b=c"],
+            &["--log-level"],
+        ),
+    ] {
+        let ended = katamaran(flags);
+        ended.expect(2, words);
+        assert!(ended.stdout.is_empty(), "{ended:#?}");
+    }
+}

@@ -57,6 +57,7 @@ pub(crate) fn all(root: &Path) -> ExitCode {
     for (name, test) in [
         ("the node's network (real kernel)", "netns"),
         ("the data path (real kernel)", "dataplane"),
+        ("katamaran trace (real kernel)", "trace"),
         ("shared volumes (real locks, NFS, reservations)", "volume"),
         ("the lab itself (real QEMU)", "lab"),
         ("migrations (real QEMU)", "e2e"),
