@@ -13,12 +13,13 @@ use super::error::EbpfError;
 
 /// The name of a device.
 pub(super) fn name(ifindex: u32) -> Result<String, EbpfError> {
-    if_indextoname(ifindex)
-        .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|errno| EbpfError::NoDevice {
-            ifindex,
-            source: errno.into(),
-        })
+    let missing = |source| EbpfError::NoDevice { ifindex, source };
+    let name = if_indextoname(ifindex).map_err(|errno| missing(errno.into()))?;
+    // nix 0.31 takes libc's null for success.
+    if name.is_empty() {
+        return Err(missing(io::ErrorKind::NotFound.into()));
+    }
+    Ok(name.to_string_lossy().into_owned())
 }
 
 /// The hardware address of an Ethernet device.
@@ -79,4 +80,16 @@ pub(super) fn netns_is_alive(inum: u64) -> bool {
     let entries = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
     entries("/run/netns").any(|name| is_it(name.path()))
         || entries("/proc").any(|process| is_it(process.path().join("ns/net")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_name() {
+        assert_eq!(name(1).unwrap(), "lo");
+        let error = name(0x7fff_fff0).unwrap_err();
+        assert!(matches!(error, EbpfError::NoDevice { .. }), "{error}");
+    }
 }
