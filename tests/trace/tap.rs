@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
 use crate::frame::Frame;
+use crate::queue::TRANSMIT;
 use crate::require;
 use crate::stage::{BEHIND_TAP, Space, Stage};
 use crate::tracer::{Expected, Tracer};
@@ -109,7 +110,7 @@ fn nobody_has_it_open() {
     let expected = Expected {
         reasons: &["QDISC_DROP"],
         hop: "qdisc",
-        symbols: &["__dev_queue_xmit", "__dev_xmit_skb"],
+        symbols: &TRANSMIT,
         device: "tap0",
         space: &stage.node,
     };

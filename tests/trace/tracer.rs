@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::stage::{BEHIND_TAP, NOBODY, PORT, Space, Stage, VM, VM6};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For an emulated kernel, too.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Nobody listens there: such a packet is dropped, and marks a place among the others.
 const MARK_PORT: u16 = 9;
 

@@ -1,9 +1,13 @@
 //! The kernel's functions by address, from `/proc/kallsyms`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::ops::Range;
 
 const PATH: &str = "/proc/kallsyms";
+
+/// No function of the kernel is larger, in bytes.
+const LARGEST: u64 = 0x1_0000;
 
 /// The functions of the running kernel and of its modules, as of when they were read.
 #[derive(Debug, Default)]
@@ -33,21 +37,35 @@ impl Symbols {
         Self { text, functions }
     }
 
-    /// Whether the kernel hides its addresses from us.
+    /// Whether the kernel shows its addresses to us. Reads one line: all of them take a while.
     #[must_use]
-    pub fn hidden(&self) -> bool {
-        self.functions.is_empty()
+    pub fn are_shown() -> bool {
+        let mut first = String::new();
+        let read = File::open(PATH).and_then(|file| BufReader::new(file).read_line(&mut first));
+        read.is_ok() && first.bytes().take(16).any(|digit| digit != b'0')
     }
 
     /// The function that an address is in, and how far from its start: `name+0x1f`.
     #[must_use]
     pub fn name(&self, location: u64) -> Option<String> {
+        let (address, name) = self.before(location)?;
+        let name = self.text.get(name.clone())?;
+        Some(format!("{name}+{:#x}", location - address))
+    }
+
+    /// Whether the function before an address is so far away that the address is in none of these: in a
+    /// module, say, that was loaded since.
+    #[must_use]
+    pub fn is_foreign(&self, location: u64) -> bool {
+        self.before(location)
+            .is_none_or(|(address, _)| location - address > LARGEST)
+    }
+
+    fn before(&self, location: u64) -> Option<&(u64, Range<usize>)> {
         let behind = self
             .functions
             .partition_point(|(address, _)| *address <= location);
-        let (address, name) = self.functions.get(behind.checked_sub(1)?)?;
-        let name = self.text.get(name.clone())?;
-        Some(format!("{name}+{:#x}", location - address))
+        self.functions.get(behind.checked_sub(1)?)
     }
 }
 
@@ -77,13 +95,13 @@ mod tests {
         assert_eq!(symbols.name(0xffff_2010).unwrap(), "second+0x10");
         assert_eq!(symbols.name(0xffff_3000).unwrap(), "third+0x0");
         assert_eq!(symbols.name(0xff), None);
-        assert!(!symbols.hidden());
+        assert!(!symbols.is_foreign(0xffff_2010));
+        assert!(symbols.is_foreign(0x1_ffff_2010) && symbols.is_foreign(0xff));
     }
 
     #[test]
     fn hidden_addresses_name_nothing() {
         let symbols = Symbols::parse("0000000000000000 T first\n".into());
         assert_eq!(symbols.name(0xffff_2010), None);
-        assert!(symbols.hidden());
     }
 }

@@ -66,7 +66,7 @@ impl fmt::Display for Hop {
 pub(super) fn of(reason: &str, symbol: Option<&str>) -> Hop {
     let by_symbol = symbol.and_then(of_symbol);
     match super::reasons::known(reason) {
-        Some(known) if known.hop != Hop::Device => known.hop,
+        Some(known) if !matches!(known.hop, Hop::Device | Hop::Kernel) => known.hop,
         Some(known) => by_symbol.unwrap_or(known.hop),
         None => by_symbol.unwrap_or_else(|| of_family(reason)),
     }

@@ -9,7 +9,7 @@ use super::record::{Direction, Dropped, Packet, Place};
 use super::wall_clock;
 use crate::ebpf::{DroppedPacket, PacketDrop, Symbols, TunnelKind};
 
-/// The symbols are read again for a new place when they are older: a module may have come.
+/// The symbols are read again for a place that is in none of them when they are older: a module may have come.
 const SYMBOLS_AGE: Duration = Duration::from_secs(10);
 
 /// Gives names to what the kernel tells in numbers.
@@ -29,11 +29,10 @@ impl Namer {
             drop.symbol.clone_from(known);
             return;
         }
-        let old = self
-            .symbols
-            .as_ref()
-            .is_none_or(|(_, read)| read.elapsed() > SYMBOLS_AGE);
-        if old {
+        let outdated = self.symbols.as_ref().is_none_or(|(symbols, read)| {
+            symbols.is_foreign(drop.location) && read.elapsed() > SYMBOLS_AGE
+        });
+        if outdated {
             self.symbols = Some((Symbols::of_kernel(), Instant::now()));
         }
         drop.symbol = self

@@ -57,6 +57,9 @@ impl Places {
         }
         let name = netns.run(|| if_indextoname(ifindex)).ok()?.ok()?;
         let name = name.to_string_lossy().into_owned();
+        if name.is_empty() {
+            return None;
+        }
         self.note_device(inum, ifindex, &name);
         Some(name)
     }

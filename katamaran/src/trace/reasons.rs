@@ -22,7 +22,7 @@ const fn row(name: &'static str, hop: Hop, meaning: &'static str) -> Known {
     Known { name, hop, meaning }
 }
 
-/// Reasons that are given in several places have [`Hop::Device`]: the function tells.
+/// Reasons that are given in several places have [`Hop::Device`] or [`Hop::Kernel`]: the function tells.
 #[rustfmt::skip]
 const KNOWN: &[Known] = &[
     row("FULL_RING", Hop::Device, "a ring is full: for a tap, QEMU reads too slowly or not at all; a longer txqueuelen holds more"),
@@ -39,7 +39,7 @@ const KNOWN: &[Known] = &[
     row("MAC_INVALID_SOURCE", Hop::Device, "the sender's MAC is not one of a host"),
     row("LOCAL_MAC", Hop::Device, "the sender's MAC is our own: a loop, or the same MAC twice"),
     row("UNICAST_IN_L2_MULTICAST", Hop::Device, "an address of one host in a frame to many: flooded by a link that does not know the MAC"),
-    row("NOT_SPECIFIED", Hop::Device, "the kernel gives no reason; the function is all there is"),
+    row("NOT_SPECIFIED", Hop::Kernel, "the kernel gives no reason; the function is all there is"),
     row("XDP", Hop::Xdp, "an XDP program dropped it"),
     row("TC_INGRESS", Hop::Tc, "a filter or program at tc ingress dropped it"),
     row("TC_EGRESS", Hop::Tc, "a filter or program at tc egress dropped it"),

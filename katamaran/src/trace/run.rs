@@ -76,7 +76,7 @@ impl<'a, W: Write> Session<'a, W> {
             schema: SCHEMA,
             time: wall_clock::now(),
             vm_ips: self.config.vm_ips.clone(),
-            symbols: !Symbols::of_kernel().hidden(),
+            symbols: Symbols::are_shown(),
         }))?;
         self.flush()?;
         self.watch(stop).await?;
