@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::TraceArgs;
 
-use super::{UsageError, addresses};
+use super::{Needed, UsageError, addresses};
 
 /// A trace that can be run.
 #[derive(Debug, Clone)]
@@ -25,7 +25,13 @@ impl TraceConfig {
     /// Everything that is wrong, in one error.
     pub fn from_args(args: &TraceArgs) -> Result<Self, UsageError> {
         let mut problems = Vec::new();
-        let vm_ips = addresses("--vm-ip", "the VM's address", &args.vm_ip, &mut problems);
+        let vm_ips = addresses(
+            "--vm-ip",
+            "the VM's address",
+            &args.vm_ip,
+            Needed::All,
+            &mut problems,
+        );
         for (flag, value) in [("--duration", args.duration), ("--count", args.count)] {
             if value == Some(0) {
                 problems.push(format!("{flag} 0: nothing would be told"));
