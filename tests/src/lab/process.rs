@@ -161,7 +161,7 @@ impl Drop for Process {
 }
 
 /// A program that was built together with the one that runs: target/debug/katamaran-lab, or
-/// target/debug/deps/some_test-<hash>.
+/// `target/debug/deps/some_test-HASH`.
 ///
 /// # Errors
 ///
