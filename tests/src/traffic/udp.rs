@@ -5,6 +5,7 @@
 //!   | run  | number| time  | padding: the number's low byte, repeated |
 //! ```
 
+use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -281,10 +282,12 @@ fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Re
     let mut buffer = vec![0; 65536];
     let mut expected = vec![0; size];
     let mut space = nix::cmsg_space!(libc::timespec);
+    // A packet that comes twice does not stand for another one that is still to come.
+    let mut answered = HashSet::new();
     let mut quiet_since = Instant::now();
     loop {
         if progress.sender_done.load(Relaxed) {
-            let all = received.arrivals.len() as u64 >= progress.sent.load(Relaxed);
+            let all = answered.len() as u64 >= progress.sent.load(Relaxed);
             if all || quiet_since.elapsed() >= SILENCE {
                 return Ok(received);
             }
@@ -305,6 +308,7 @@ fn receive(socket: &UdpSocket, size: usize, run: u64, progress: &Progress) -> Re
             (Some(token), Some(number), Some(at_ns)) if token == run => {
                 fill(&mut expected, run, number, at_ns);
                 if packet == expected {
+                    answered.insert(number);
                     received.arrivals.push(Arrival {
                         number,
                         at_ns: stamp,
@@ -380,5 +384,34 @@ fn sleep_until(due_ns: i64) -> Result<()> {
             Err(Errno::EINTR) => {}
             Err(err) => return Err(err).context("sleep"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_that_comes_twice_does_not_end_the_wait_for_another() {
+        const SIZE: usize = 64;
+        const RUN: u64 = 7;
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(10)))
+            .unwrap();
+        let guest = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for number in [0, 0, 1] {
+            let mut packet = vec![0; SIZE];
+            fill(&mut packet, RUN, number, 1);
+            guest
+                .send_to(&packet, socket.local_addr().unwrap())
+                .unwrap();
+        }
+        let progress = Progress::default();
+        progress.sent.store(2, Relaxed);
+        progress.sender_done.store(true, Relaxed);
+        let received = receive(&socket, SIZE, RUN, &progress).unwrap();
+        let numbers: Vec<u64> = received.arrivals.iter().map(|a| a.number).collect();
+        assert_eq!(numbers, [0, 0, 1]);
     }
 }
