@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
 use aya::programs::{ProgramError, RawTracePoint, SchedClassifier, TcAttachType, tc};
 use aya::util::KernelVersion;
@@ -98,11 +99,8 @@ impl Hook {
     }
 
     fn failed(&self, source: ProgramError) -> EbpfError {
-        EbpfError::Attach {
-            program: self.program,
-            hook: format!("{} {}", self.interface, self.direction.name()),
-            source: Box::new(source),
-        }
+        let hook = format!("{} {}", self.interface, self.direction.name());
+        EbpfError::attach(self.program, &hook)(source)
     }
 
     pub(super) fn attach(
@@ -225,14 +223,7 @@ impl Attachments {
         pins: &Path,
     ) -> Result<(), EbpfError> {
         let raw: &mut RawTracePoint = object::program(ebpf, program)?;
-        let link = raw
-            .attach(tracepoint)
-            .and_then(|id| raw.take_link(id))
-            .map_err(|source| EbpfError::Attach {
-                program,
-                hook: tracepoint.to_owned(),
-                source: Box::new(source),
-            })?;
+        let link = attach_raw(raw, program, tracepoint)?;
         self.pin(program, link.into(), &pins.join(program))
     }
 
@@ -298,6 +289,17 @@ impl Held {
             }
         }
     }
+}
+
+/// Attaches a loaded raw tracepoint program; it is off again when the link is dropped.
+pub(super) fn attach_raw(
+    raw: &mut RawTracePoint,
+    program: &'static str,
+    tracepoint: &str,
+) -> Result<RawTracePointLink, EbpfError> {
+    raw.attach(tracepoint)
+        .and_then(|id| raw.take_link(id))
+        .map_err(EbpfError::attach(program, tracepoint))
 }
 
 fn already_there(error: &TcError) -> bool {

@@ -161,6 +161,26 @@ pub enum EbpfError {
 }
 
 impl EbpfError {
+    /// Why a program does not load.
+    pub(super) fn load(program: &'static str) -> impl Fn(aya::programs::ProgramError) -> Self {
+        move |source| Self::LoadProgram {
+            program,
+            source: Box::new(source),
+        }
+    }
+
+    /// Why a program can't be attached.
+    pub(super) fn attach(
+        program: &'static str,
+        hook: &str,
+    ) -> impl Fn(aya::programs::ProgramError) -> Self {
+        move |source| Self::Attach {
+            program,
+            hook: hook.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
     /// What an operation on a map failed with.
     pub(super) fn map(
         operation: &'static str,

@@ -61,10 +61,7 @@ where
             name,
         })?
         .try_into()
-        .map_err(|source| EbpfError::LoadProgram {
-            program: name,
-            source: Box::new(source),
-        })
+        .map_err(EbpfError::load(name))
 }
 
 /// Takes a map out of the object, in its own type. It must be kept until all programs are loaded.

@@ -141,10 +141,7 @@ fn attach_hooks(
         if !loaded.contains(&program) {
             object::program::<SchedClassifier>(ebpf, program)?
                 .load()
-                .map_err(|source| EbpfError::LoadProgram {
-                    program,
-                    source: Box::new(source),
-                })?;
+                .map_err(EbpfError::load(program))?;
             loaded.push(program);
         }
         attachments.classifier(ebpf, hook, pins.path())?;

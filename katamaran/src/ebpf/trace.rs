@@ -112,21 +112,14 @@ impl DropTrace {
         write_addresses(&mut ebpf, addresses)?;
         write_offsets(&mut ebpf, offsets)?;
         let raw = object::program::<RawTracePoint>(&mut ebpf, program)?;
-        raw.load().map_err(|source| EbpfError::LoadProgram {
-            program,
-            source: Box::new(source),
-        })?;
+        raw.load().map_err(EbpfError::load(program))?;
         let ring = object::map(&mut ebpf, names::MAP_EVENTS)?;
         let drops = DropMap::take(&mut ebpf)?;
         let lost = object::map(&mut ebpf, names::MAP_LOST)?;
         let raw = object::program::<RawTracePoint>(&mut ebpf, program)?;
         let link = raw
             .attach("kfree_skb")
-            .map_err(|source| EbpfError::Attach {
-                program,
-                hook: "kfree_skb".to_owned(),
-                source: Box::new(source),
-            })?;
+            .map_err(EbpfError::attach(program, "kfree_skb"))?;
         Ok(Self {
             ring,
             drops,

@@ -7,7 +7,7 @@ use aya::programs::{RawTracePoint, SchedClassifier};
 use katamaran_common::layout::Config;
 use katamaran_common::names;
 
-use super::attach::{AttachMode, AttachPreference, Direction, Hook};
+use super::attach::{AttachMode, AttachPreference, Direction, Hook, attach_raw};
 use super::error::EbpfError;
 use super::object;
 use super::plane::write_config;
@@ -64,10 +64,7 @@ fn try_hooks(ebpf: &mut Ebpf, ifindex: u32) -> Result<AttachMode, EbpfError> {
     ] {
         object::program::<SchedClassifier>(ebpf, program)?
             .load()
-            .map_err(|source| EbpfError::LoadProgram {
-                program,
-                source: Box::new(source),
-            })?;
+            .map_err(EbpfError::load(program))?;
         let hook = Hook::new(program, ifindex, direction, preference)?;
         let options = match preference.mode() {
             AttachMode::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
@@ -85,19 +82,9 @@ fn try_hooks(ebpf: &mut Ebpf, ifindex: u32) -> Result<AttachMode, EbpfError> {
 fn try_tracepoints(ebpf: &mut Ebpf) -> Result<(), EbpfError> {
     for (program, tracepoint) in TRACEPOINTS {
         let raw: &mut RawTracePoint = object::program(ebpf, program)?;
-        raw.load().map_err(|source| EbpfError::LoadProgram {
-            program,
-            source: Box::new(source),
-        })?;
-        let link = raw
-            .attach(tracepoint)
-            .and_then(|id| raw.take_link(id))
-            .map_err(|source| EbpfError::Attach {
-                program,
-                hook: tracepoint.to_owned(),
-                source: Box::new(source),
-            })?;
-        drop(link);
+        raw.load().map_err(EbpfError::load(program))?;
+        // Detaches when dropped.
+        drop(attach_raw(raw, program, tracepoint)?);
     }
     Ok(())
 }

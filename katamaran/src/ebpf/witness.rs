@@ -116,10 +116,7 @@ impl Witness {
         for (program, tracepoint) in TRACEPOINTS {
             object::program::<RawTracePoint>(ebpf, program)?
                 .load()
-                .map_err(|source| EbpfError::LoadProgram {
-                    program,
-                    source: Box::new(source),
-                })?;
+                .map_err(EbpfError::load(program))?;
             attachments.tracepoint(ebpf, program, tracepoint, pins.path())?;
         }
         Ok(())

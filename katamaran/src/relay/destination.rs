@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until};
 
+use super::connector::connect;
 use super::error::RelayError;
 use super::governor::Governor;
 use super::pump;
-use super::source::end;
 use super::splice;
 use super::status::{OpenStream, RelayStatus};
+use super::tasks::Tasks;
 use crate::deadline;
 use crate::stream::{BoxStream, into_tcp};
 
@@ -37,8 +36,7 @@ pub enum Carries {
 pub struct DestinationRelay {
     streams: mpsc::Sender<Arrived>,
     status: RelayStatus,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 /// A stream, its number, and its mark as open.
@@ -50,19 +48,16 @@ impl DestinationRelay {
     pub fn start(incoming: &Path, carries: Carries) -> Self {
         let (streams, arrivals) = mpsc::channel(QUEUE);
         let status = RelayStatus::new();
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let (its_status, its_stop) = (status.clone(), stop.clone());
-        let incoming = incoming.to_owned();
-        tasks.spawn(async move {
-            its_stop
-                .run_until_cancelled(serve(incoming, carries, arrivals, its_status))
-                .await;
-        });
+        let mut tasks = Tasks::default();
+        tasks.spawn(serve(
+            incoming.to_owned(),
+            carries,
+            arrivals,
+            status.clone(),
+        ));
         Self {
             streams,
             status,
-            stop,
             tasks,
         }
     }
@@ -87,11 +82,7 @@ impl DestinationRelay {
 
     /// Cuts what is open and waits for it.
     pub async fn shutdown(self) {
-        let Self {
-            stop, mut tasks, ..
-        } = self;
-        stop.cancel();
-        end(&mut tasks).await;
+        self.tasks.shutdown().await;
     }
 }
 
@@ -142,7 +133,7 @@ async fn serve(
             let stream = next;
             next += 1;
             patience = Instant::now() + deadline::RELAY_ORDER;
-            let qemu = match connect(&incoming, stream).await {
+            let qemu = match connect(stream, UnixStream::connect(&incoming)).await {
                 Ok(qemu) => qemu,
                 Err(error) => {
                     status.fail(error);
@@ -177,17 +168,4 @@ async fn join(
         },
     };
     pump::join(stream, io, qemu, &Governor::default(), status).await
-}
-
-async fn connect(incoming: &Path, stream: u32) -> Result<UnixStream, RelayError> {
-    match timeout(deadline::RELAY_CONNECT, UnixStream::connect(incoming)).await {
-        Ok(connected) => connected.map_err(|source| RelayError::Connect {
-            stream,
-            source: Arc::new(source),
-        }),
-        Err(_elapsed) => Err(RelayError::ConnectDeadline {
-            stream,
-            within: deadline::RELAY_CONNECT,
-        }),
-    }
 }

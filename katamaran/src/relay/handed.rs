@@ -11,14 +11,11 @@ use std::sync::Arc;
 use nix::sys::socket::{self, Shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
+use super::connector::{Connector, connect};
 use super::error::RelayError;
-use super::source::{Connector, end};
 use super::status::RelayStatus;
-use crate::deadline;
+use super::tasks::Tasks;
 use crate::stream::into_tcp;
 
 /// Connections for QEMU. Nobody but who is handed one can get at it: there is no socket to connect to.
@@ -27,8 +24,7 @@ pub struct HandedStreams {
     connector: Connector,
     opened: u32,
     status: RelayStatus,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl HandedStreams {
@@ -38,8 +34,7 @@ impl HandedStreams {
             connector,
             opened: 0,
             status: RelayStatus::new(),
-            stop: CancellationToken::new(),
-            tasks: JoinSet::new(),
+            tasks: Tasks::default(),
         }
     }
 
@@ -56,12 +51,8 @@ impl HandedStreams {
             stream,
             source: Arc::new(source),
         };
-        let within = deadline::RELAY_CONNECT;
-        let socket = match timeout(within, (self.connector)(stream)).await {
-            Ok(connected) => into_tcp(connected.map_err(failed)?),
-            Err(_elapsed) => return Err(RelayError::ConnectDeadline { stream, within }),
-        };
-        let socket = socket
+        let connected = connect(stream, (self.connector)(stream)).await?;
+        let socket = into_tcp(connected)
             .map_err(|_other| RelayError::NotASocket { stream })?
             .into_std()
             .map_err(failed)?;
@@ -69,10 +60,10 @@ impl HandedStreams {
         // Before QEMU may use it, so that no end is missed.
         let held = Held(TcpStream::from_std(ours).map_err(failed)?);
         self.opened += 1;
-        let (open, stop) = (self.status.open(), self.stop.clone());
+        let open = self.status.open();
         self.tasks.spawn(async move {
             let _open = open;
-            stop.run_until_cancelled(held.closed()).await;
+            held.closed().await;
             tracing::debug!(stream, "a stream that QEMU was handed is over");
         });
         Ok(socket.into())
@@ -86,11 +77,7 @@ impl HandedStreams {
 
     /// Cuts what is open, and waits for that.
     pub async fn shutdown(self) {
-        let Self {
-            stop, mut tasks, ..
-        } = self;
-        stop.cancel();
-        end(&mut tasks).await;
+        self.tasks.shutdown().await;
     }
 }
 

@@ -19,6 +19,7 @@
 //! - A half-closed stream is half-closed onwards; the other direction goes on.
 //! - A stream that fails is cut on both sides, at once, and the first failure stays visible.
 
+mod connector;
 mod destination;
 mod error;
 mod governor;
@@ -28,15 +29,17 @@ mod socket;
 mod source;
 mod splice;
 mod status;
+mod tasks;
 
 #[cfg(test)]
 mod drive_tests;
 #[cfg(test)]
 mod tests;
 
+pub use connector::{Connector, connector};
 pub use destination::{Carries, DestinationRelay};
 pub use error::{Direction, RelayError};
 pub use governor::{Governor, Pace};
 pub use handed::HandedStreams;
-pub use source::{Connector, SourceRelay, connector};
+pub use source::SourceRelay;
 pub use status::{RelayCounters, RelayStatus};

@@ -1,35 +1,18 @@
 //! The source's end: QEMU connects to a unix socket, each stream goes on to the destination.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
+use super::connector::{Connector, connect};
 use super::error::RelayError;
 use super::governor::Governor;
 use super::pump;
 use super::socket::PrivateSocket;
 use super::status::RelayStatus;
-use crate::deadline;
-use crate::stream::BoxStream;
-
-/// Connects stream number `n` to the destination, up to where QEMU's first byte may follow.
-pub type Connector =
-    Arc<dyn Fn(u32) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send>> + Send + Sync>;
-
-/// A [`Connector`] of an async closure.
-pub fn connector<C, F>(connect: C) -> Connector
-where
-    C: Fn(u32) -> F + Send + Sync + 'static,
-    F: Future<Output = io::Result<BoxStream>> + Send + 'static,
-{
-    Arc::new(move |stream| Box::pin(connect(stream)))
-}
+use super::tasks::Tasks;
 
 /// Relays the streams that the source's QEMU opens.
 #[must_use = "a relay ends when it is dropped"]
@@ -37,8 +20,7 @@ pub struct SourceRelay {
     path: PathBuf,
     governor: Governor,
     status: RelayStatus,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl SourceRelay {
@@ -57,18 +39,15 @@ impl SourceRelay {
         let socket = PrivateSocket::bind(directory, name)?;
         let path = socket.path().to_owned();
         let status = RelayStatus::new();
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let (its_governor, its_status, its_stop) = (governor.clone(), status.clone(), stop.clone());
+        let mut tasks = Tasks::default();
+        let (its_governor, its_status) = (governor.clone(), status.clone());
         tasks.spawn(async move {
-            let serve = serve(&socket, &connector, &its_governor, &its_status);
-            its_stop.run_until_cancelled(serve).await;
+            serve(&socket, &connector, &its_governor, &its_status).await;
         });
         Ok(Self {
             path,
             governor,
             status,
-            stop,
             tasks,
         })
     }
@@ -100,11 +79,7 @@ impl SourceRelay {
     /// Cuts what is open, removes the socket, and the directory if it was the last in it, and waits for
     /// all of that.
     pub async fn shutdown(self) {
-        let Self {
-            stop, mut tasks, ..
-        } = self;
-        stop.cancel();
-        end(&mut tasks).await;
+        self.tasks.shutdown().await;
     }
 }
 
@@ -115,17 +90,6 @@ impl fmt::Debug for SourceRelay {
             .field("pace", &self.governor.pace())
             .field("counters", &self.status.counters())
             .finish_non_exhaustive()
-    }
-}
-
-/// Waits for cancelled tasks; one that does not end in time is aborted.
-pub(super) async fn end(tasks: &mut JoinSet<()>) {
-    let joined = timeout(deadline::RELAY_SHUTDOWN, async {
-        while tasks.join_next().await.is_some() {}
-    });
-    if joined.await.is_err() {
-        tracing::warn!("migration relay aborted");
-        tasks.shutdown().await;
     }
 }
 
@@ -155,18 +119,10 @@ async fn serve(
         };
         let open = status.open();
         // One after the other, so that the destination can keep their order without waiting.
-        let far = match timeout(deadline::RELAY_CONNECT, connector(stream)).await {
-            Ok(Ok(far)) => far,
-            Ok(Err(source)) => {
-                status.fail(RelayError::Connect {
-                    stream,
-                    source: Arc::new(source),
-                });
-                continue;
-            }
-            Err(_elapsed) => {
-                let within = deadline::RELAY_CONNECT;
-                status.fail(RelayError::ConnectDeadline { stream, within });
+        let far = match connect(stream, connector(stream)).await {
+            Ok(far) => far,
+            Err(error) => {
+                status.fail(error);
                 continue;
             }
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, timeout};
 
@@ -100,15 +100,12 @@ pub(super) async fn soon<T>(work: impl Future<Output = T>) -> T {
     timeout(SOON, work).await.expect("in time")
 }
 
-async fn read_exactly(io: &mut UnixStream, bytes: usize) {
-    let mut buffer = vec![0; bytes];
-    soon(io.read_exact(&mut buffer)).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_goes_in_comes_out_with_half_close_and_return_path() {
-    let rig = Rig::start(Pace::Full).await;
-    let (mut near, mut far) = rig.stream().await;
+/// Sends 64 MiB there and, with that way half-closed, 1 MiB back: whole, and each way with its end.
+pub(super) async fn exchange<N, F>(near: &mut N, far: &mut F)
+where
+    N: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
+{
     let sent = noise(64 * MIB);
     let (mut received, mut returned) = (Vec::new(), Vec::new());
     let there = async {
@@ -130,7 +127,18 @@ async fn what_goes_in_comes_out_with_half_close_and_return_path() {
         sent.len()
     );
     assert!(returned == sent[..MIB]);
+}
 
+async fn read_exactly(io: &mut UnixStream, bytes: usize) {
+    let mut buffer = vec![0; bytes];
+    soon(io.read_exact(&mut buffer)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_in_comes_out_with_half_close_and_return_path() {
+    let rig = Rig::start(Pace::Full).await;
+    let (mut near, mut far) = rig.stream().await;
+    exchange(&mut near, &mut far).await;
     soon(rig.source.status().drained()).await;
     soon(rig.destination.status().drained()).await;
     for status in [rig.source.status(), rig.destination.status()] {
