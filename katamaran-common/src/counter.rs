@@ -53,8 +53,10 @@ indexed! {
         TapDirect,
         /// On D's tap, not for V: passed.
         TapOther,
-        /// Handed to the driver of the tap, whatever it was.
+        /// Handed to the driver of the tap, for V.
         Offered,
+        /// Handed to the driver of the tap, not for V.
+        OfferedOther,
     }
 }
 

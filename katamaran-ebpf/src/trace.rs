@@ -11,7 +11,7 @@ use katamaran_common::trace::Tunnel;
 use crate::kernel::{KernelBytes, KernelSkb, device};
 use crate::maps;
 
-/// A driver was handed `skb`. If it is the tap's, whatever the packet is, it counts.
+/// A driver was handed `skb`. If it is the tap's, it counts: V's packets apart from all others.
 #[inline(always)]
 pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
     let config = maps::config()?;
@@ -21,17 +21,19 @@ pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
         return None;
     }
     let skb = KernelSkb::new(offsets, skb)?;
-    let count = match skb.ip(offsets) {
-        Some((ip, bytes)) => {
+    match skb.ip(offsets) {
+        Some((ip, bytes)) if maps::is_address(&ip.destination) => {
             let l4 = parse_l4(&bytes, &ip);
-            count_of(segments(&skb, offsets, &l4), ip.length, ip.headers(&l4))
+            let segments = segments(&skb, offsets, &l4);
+            let count = count_of(segments, ip.length, ip.headers(&l4));
+            maps::count(Counter::Offered, &count);
         }
-        None => {
+        _ => {
             let length = skb.length(offsets).unwrap_or(0);
-            count_of(1, length.saturating_sub(ETHERNET_LENGTH), 0)
+            let count = count_of(1, length.saturating_sub(ETHERNET_LENGTH), 0);
+            maps::count(Counter::OfferedOther, &count);
         }
-    };
-    maps::count(Counter::Offered, &count);
+    }
     Some(())
 }
 

@@ -1,6 +1,6 @@
 //! What the kernel drops of V's packets is seen, with the kernel's own reason.
 
-use katamaran::ebpf::PacketDrop;
+use katamaran::ebpf::{PacketDrop, SourceCounters};
 
 use crate::lab::{Lab, ROOMY, V4};
 use crate::netns::{Netns, wait_until};
@@ -86,6 +86,51 @@ fn drops_on_the_way_to_the_tap_have_the_kernels_reason() {
         full.packets <= 30 && full.packets <= dropped,
         "{full:?}, {dropped} in all"
     );
+    lab.a.netns.run(|| source.remove()).unwrap();
+}
+
+#[test]
+fn what_is_dropped_of_others_on_the_way_to_the_tap_is_not_missed() {
+    require!("what_is_dropped_of_others_on_the_way_to_the_tap_is_not_missed");
+    let lab = Lab::new(ROOMY);
+    let _pump = lab.pump(&lab.a);
+    let receiver = Receiver::new(&lab.vm);
+    let mut sender = Sender::new(&lab.client, V4);
+    lab.a.netns.ip("route add 192.0.2.9/32 dev vtap");
+    lab.a
+        .netns
+        .ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev vtap nud permanent");
+    let mut to_others = Sender::new(&lab.a.netns, "192.0.2.9");
+    let source = lab.arm_source(&lab.source_spec());
+    sender.send(1, 100);
+    wait_until("V answers", || receiver.received() == 1);
+    let counters = || source.counters().unwrap();
+    let before = counters();
+
+    drop_at(&lab.a.netns, "vtap", EVERYTHING);
+    to_others.send(5, 100);
+    wait_until("others pass the hook", || {
+        counters().other.packets >= before.other.packets + 5
+    });
+    lab.a
+        .netns
+        .command("tc", "filter del dev vtap egress prio 9");
+    sender.send(10, 100);
+    wait_until("V has all of its own", || receiver.received() == 11);
+
+    let after = counters();
+    let offered = |c: &SourceCounters| c.offered.unwrap();
+    let of_others = offered(&after).other.packets - offered(&before).other.packets;
+    assert!(
+        after.other.packets - before.other.packets >= of_others + 5,
+        "{before:#?} {after:#?}"
+    );
+    assert_eq!(
+        after.s2.packets - before.s2.packets,
+        offered(&after).vm.packets - offered(&before).vm.packets,
+        "{before:#?} {after:#?}"
+    );
+    assert_eq!(source.drops().unwrap().unwrap(), []);
     lab.a.netns.run(|| source.remove()).unwrap();
 }
 

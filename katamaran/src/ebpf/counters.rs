@@ -28,9 +28,8 @@ pub struct SourceCounters {
     pub too_big: Count,
     /// Neighbour requests answered in V's stead.
     pub neighbours_answered: Count,
-    /// Handed to the driver of the tap, V's or not, except what a packet socket with
-    /// `PACKET_QDISC_BYPASS` put there: that is seen by no hook. `None`: the kernel can't be asked.
-    pub offered: Option<Count>,
+    /// Handed to the driver of the tap. `None`: the kernel can't be asked.
+    pub offered: Option<Offered>,
     /// Digest of all that was redirected.
     pub digest_s3: u64,
     /// When the latest packet was passed on, nanoseconds of `CLOCK_MONOTONIC`.
@@ -58,9 +57,8 @@ pub struct DestinationCounters {
     pub decap_failed: Count,
     /// Seen on V's device, not V's.
     pub tap_other: Count,
-    /// Handed to the driver of the tap, V's or not, except what a packet socket with
-    /// `PACKET_QDISC_BYPASS` put there: that is seen by no hook. `None`: the kernel can't be asked.
-    pub offered: Option<Count>,
+    /// Handed to the driver of the tap. `None`: the kernel can't be asked.
+    pub offered: Option<Offered>,
     /// Digest of D1.
     pub digest_d1: u64,
     /// Digest of D3.
@@ -71,6 +69,24 @@ pub struct DestinationCounters {
     pub sequence_v4: SequenceCounters,
     /// What the numbers in the outer IPv6 headers tell.
     pub sequence_v6: SequenceCounters,
+}
+
+/// What the driver of the tap was handed, except what a packet socket with `PACKET_QDISC_BYPASS` put there:
+/// that is seen by no hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// For V.
+    pub vm: Count,
+    /// Not for V; not looked into: each skb counts as one packet.
+    pub other: Count,
+}
+
+impl Offered {
+    /// All of them: what takes a slot in the tap's ring.
+    #[must_use]
+    pub fn skbs(&self) -> u64 {
+        self.vm.skbs + self.other.skbs
+    }
 }
 
 /// What running numbers tell: where in the stream to look. The proof is the digest.
@@ -153,8 +169,14 @@ impl CounterMaps {
         Ok(sequence.into())
     }
 
-    fn offered(&self, witnessed: bool) -> Result<Option<Count>, EbpfError> {
-        witnessed.then(|| self.count(Counter::Offered)).transpose()
+    fn offered(&self, witnessed: bool) -> Result<Option<Offered>, EbpfError> {
+        if !witnessed {
+            return Ok(None);
+        }
+        Ok(Some(Offered {
+            vm: self.count(Counter::Offered)?,
+            other: self.count(Counter::OfferedOther)?,
+        }))
     }
 
     /// The latest packet that was redirected.

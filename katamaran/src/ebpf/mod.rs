@@ -48,7 +48,7 @@ pub use attach::{AttachMode, AttachPreference};
 pub use bpffs::{BPFFS, Role, Swept, is_mounted, stale_sessions, sweep};
 pub use btf::BtfError;
 pub use copies::CopiedFrame;
-pub use counters::{DestinationCounters, SequenceCounters, SourceCounters};
+pub use counters::{DestinationCounters, Offered, SequenceCounters, SourceCounters};
 pub use destination::{DestinationDataplane, DestinationSpec, Ingress};
 pub use device::is_ethernet;
 pub use drops::{PacketDrop, TunnelKind};

@@ -74,6 +74,18 @@ impl TapBalance {
     pub(crate) fn missing(self) -> u64 {
         self.not_enqueued + self.dropped + self.unread
     }
+
+    /// Where what is missing is missing, for people.
+    pub(crate) fn places(self) -> impl Iterator<Item = String> {
+        [
+            ("between the hook and the tap's driver", self.not_enqueued),
+            ("refused by the tap's ring", self.dropped),
+            ("not read by QEMU", self.unread),
+        ]
+        .into_iter()
+        .filter(|(_, packets)| *packets > 0)
+        .map(|(place, packets)| format!("{place} ({packets})"))
+    }
 }
 
 /// Packets recovered by hand around an unforeseen stop or an abort.

@@ -167,11 +167,15 @@ fn at_destination_tap(destination: &DestinationLedger, witness: &Witness<'_>) ->
 /// The tap's own balance, with the drops that it explains.
 fn behind_hook(hop: Hop, gap: Gap, tap: Option<TapBalance>, witness: &Witness<'_>) -> Imbalance {
     let behind = witness.count(hop) - witness.ahead_of_hook(hop, tap);
-    let reasons = if behind > 0 {
+    let mut reasons = if behind > 0 {
         witness.reasons(hop)
     } else {
         Vec::new()
     };
+    // What no kernel gives a reason for, the counters still place.
+    if gap.lost > behind {
+        reasons.extend(tap.into_iter().flat_map(TapBalance::places));
+    }
     Imbalance {
         lost: gap.lost.max(behind),
         ..gap.at(hop, reasons)
@@ -400,6 +404,21 @@ mod tests {
             ..recovered
         };
         assert_eq!(reconcile(&s, &d, short).lost, 1);
+    }
+
+    #[test]
+    fn a_loss_in_the_tap_that_no_kernel_saw_is_placed_by_the_counters() {
+        let (s, mut d) = balanced();
+        d.tap = Some(TapBalance {
+            unread: 2,
+            dropped: 1,
+            not_enqueued: 0,
+        });
+        let r = verdict(&s, &d);
+        assert_eq!(
+            r.imbalances[0].reasons,
+            ["refused by the tap's ring (1)", "not read by QEMU (2)"]
+        );
     }
 
     #[test]

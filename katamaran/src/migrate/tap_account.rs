@@ -16,11 +16,12 @@ pub struct TapSample {
     pub read: u64,
     /// The tap's `tx_dropped`: refused by its ring.
     pub dropped: u64,
-    /// skbs handed to the tap's driver.
+    /// skbs handed to the tap's driver, the VM's and all others: the ring does not tell them apart.
     pub offered_skbs: u64,
-    /// The same in wire segments.
+    /// The VM's packets on the wire that were handed to the tap's driver.
     pub offered_packets: u64,
-    /// Wire segments that the hook passed, the VM's and all others.
+    /// The VM's packets on the wire that the hook passed. Others may be dropped on the way from there to
+    /// the driver, and are: the kernel's own multicast, while a device has just come up.
     pub passed_packets: u64,
 }
 

@@ -6,12 +6,12 @@ use super::ledger::TapBalance;
 use super::tap_account::{TapAccount, TapSample};
 use crate::net::tap::TapCounters;
 
-/// What the hooks counted towards the tap: skbs and wire segments handed to its driver, wire
-/// segments passed by the TC hook. `None` where it cannot be read.
+/// What the hooks counted towards the tap: skbs handed to its driver, and how many of the VM's packets were,
+/// and were passed by the TC hook. `None` where it cannot be read.
 pub(crate) trait HookCounts {
-    /// (skbs, packets) offered to the driver.
+    /// Offered to the driver: (all skbs, the VM's packets on the wire).
     fn offered(&self) -> Option<(u64, u64)>;
-    /// Wire segments passed by the hook, the VM's and all others.
+    /// The VM's packets on the wire that the hook passed.
     fn passed(&self) -> Option<u64>;
 }
 

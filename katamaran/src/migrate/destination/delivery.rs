@@ -73,12 +73,11 @@ impl Hooks {
 impl HookCounts for Hooks {
     fn offered(&self) -> Option<(u64, u64)> {
         let offered = self.counters()?.offered?;
-        Some((offered.skbs, offered.packets))
+        Some((offered.skbs(), offered.vm.packets))
     }
 
     fn passed(&self) -> Option<u64> {
-        let c = self.counters()?;
-        Some(c.d3.packets + c.tap_other.packets)
+        Some(self.counters()?.d3.packets)
     }
 }
 

@@ -77,12 +77,11 @@ impl Hooks {
 impl HookCounts for Hooks {
     fn offered(&self) -> Option<(u64, u64)> {
         let offered = self.counters().ok()?.offered?;
-        Some((offered.skbs, offered.packets))
+        Some((offered.skbs(), offered.vm.packets))
     }
 
     fn passed(&self) -> Option<u64> {
-        let counters = self.counters().ok()?;
-        Some(counters.s2.packets + counters.other.packets)
+        Some(self.counters().ok()?.s2.packets)
     }
 }
 
