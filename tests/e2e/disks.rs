@@ -1,9 +1,11 @@
 //! A VM with a disk of its own moves: every write that it was acknowledged is on the destination's disk.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use katamaran_tests::lab::{QemuVersion, Start};
 use katamaran_tests::run::{
-    DiskLoad, Migration, MigrationOptions, MigrationRun, Stage, StageOptions, Storage, TrafficSpec,
-    run_migration, settle,
+    Destination, DiskLoad, Migration, MigrationOptions, MigrationRun, Stage, StageOptions, Storage,
+    TrafficSpec, run_migration, settle,
 };
 use serde_json::Value;
 
@@ -79,6 +81,33 @@ fn both_disks_are_compared_before_the_vm_runs_on_the_other_node() {
         let run = run_migration(options).unwrap();
         let disk = assert_moved(&run);
         assert_eq!(disk["verified"], true, "{}", all(&run));
+    }
+}
+
+#[test]
+fn a_disk_keeps_its_holes_over_whatever_was_there() {
+    require!(Root, Bpf, Lab);
+    for qemu in [QemuVersion::V10_0, QemuVersion::V7_2] {
+        let mut options = options(qemu);
+        options.stage.drives.filled_mib = 16;
+        options.stage.drives.destination = Destination::Full;
+        // Drives that unmap.
+        options.stage.lab.named_drives = true;
+        let mut stage = Stage::set(options.stage.clone()).unwrap();
+        let (ended, timeline) = Migration::begin(&mut stage, &options)
+            .unwrap()
+            .end()
+            .unwrap();
+        let run = settle(&mut stage, ended, &timeline).unwrap();
+        assert_moved(&run);
+        // The 16 MiB, what V wrote, and what the file system rounds up to.
+        let [_, b] = &stage.drives[0];
+        let taken = b.metadata().unwrap().blocks() * 512;
+        assert!(
+            taken <= (16 + 4 + 8) << 20,
+            "{qemu}: {taken} bytes of {} MiB on B's disk",
+            DISK_MIB
+        );
     }
 }
 

@@ -52,7 +52,8 @@ pub struct BlockdevMirror {
     pub device: String,
     /// The node to copy to, of the same size.
     pub target: String,
-    sync: &'static str,
+    /// What of `device` is copied.
+    pub sync: MirrorSync,
     /// Bytes per second of the background copy. 0 means no limit.
     pub speed: u64,
     /// How the guest's writes are mirrored.
@@ -62,13 +63,38 @@ pub struct BlockdevMirror {
     auto_dismiss: bool,
 }
 
-impl BlockdevMirror {
-    /// A mirror of everything on `device`.
+/// What a mirror copies (`MirrorSyncMode`, qapi/block-core.json).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorSync {
+    /// Everything that can be read. QEMU before 10.1 zeroes all of the target first where it can unmap.
+    Full,
+    /// What is in the topmost image. That is everything where there is no other, and nothing is zeroed first.
+    Top,
+}
+
+impl MirrorSync {
+    /// How to copy all of an image of this format.
+    ///
+    /// A raw image has no backing file and no cluster that is not its own, so that its top is the whole: holes
+    /// are zeroed on the target, one by one, and stay holes.
     #[must_use]
-    pub fn full(
+    pub fn whole(format: &str) -> Self {
+        match format {
+            "raw" => Self::Top,
+            _ => Self::Full,
+        }
+    }
+}
+
+impl BlockdevMirror {
+    /// A mirror of `device`.
+    #[must_use]
+    pub fn new(
         job_id: String,
         device: String,
         target: String,
+        sync: MirrorSync,
         speed: u64,
         copy_mode: CopyMode,
     ) -> Self {
@@ -76,7 +102,7 @@ impl BlockdevMirror {
             job_id,
             device,
             target,
-            sync: "full",
+            sync,
             speed,
             copy_mode,
             on_source_error: "report",
@@ -180,20 +206,23 @@ mod tests {
 
     #[test]
     fn a_mirror_is_asked_for_as_qemu_wants_it() {
-        let mirror = BlockdevMirror::full(
-            "j".into(),
-            "a".into(),
-            "b".into(),
-            0,
-            CopyMode::WriteBlocking,
-        );
-        assert_eq!(
-            serde_json::to_value(mirror).unwrap(),
-            json!({
-                "job-id": "j", "device": "a", "target": "b", "sync": "full", "speed": 0,
-                "copy-mode": "write-blocking", "on-source-error": "report", "on-target-error": "report",
-                "auto-dismiss": false,
-            })
-        );
+        for (format, sync) in [("raw", "top"), ("qcow2", "full"), ("throttle", "full")] {
+            let mirror = BlockdevMirror::new(
+                "j".into(),
+                "a".into(),
+                "b".into(),
+                MirrorSync::whole(format),
+                0,
+                CopyMode::WriteBlocking,
+            );
+            assert_eq!(
+                serde_json::to_value(mirror).unwrap(),
+                json!({
+                    "job-id": "j", "device": "a", "target": "b", "sync": sync, "speed": 0,
+                    "copy-mode": "write-blocking", "on-source-error": "report",
+                    "on-target-error": "report", "auto-dismiss": false,
+                })
+            );
+        }
     }
 }

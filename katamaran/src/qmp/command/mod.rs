@@ -21,7 +21,7 @@ pub use block::{
 };
 pub use job::{
     BlockJobCancel, BlockJobChange, BlockJobInfo, BlockJobSetSpeed, BlockdevMirror, CopyMode,
-    JobDismiss, JobStatus, QueryBlockJobs,
+    JobDismiss, JobStatus, MirrorSync, QueryBlockJobs,
 };
 pub use machine::{
     CommandInfo, CpuInfo, MachineInfo, MemorySize, QomGet, QueryCommands, QueryCpusFast,

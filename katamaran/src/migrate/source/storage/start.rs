@@ -10,7 +10,7 @@ use crate::migrate::storage::drive::Drive;
 use crate::migrate::storage::job::JobTracker;
 use crate::migrate::storage::{Mirrored, PREFIX, qemu_id, share};
 use crate::qmp::Qmp;
-use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, CopyMode, QueryCommands};
+use crate::qmp::command::{BlockdevAddNbd, BlockdevMirror, CopyMode, MirrorSync, QueryCommands};
 use crate::relay::HandedStreams;
 
 use super::residue::{Residue, remove_all};
@@ -78,10 +78,11 @@ pub(super) async fn start(
     let events = qmp.subscribe();
     let began = Instant::now();
     for drive in &mirrored {
-        let start = BlockdevMirror::full(
+        let start = BlockdevMirror::new(
             drive.job.job.clone(),
             drive.drive.node.clone(),
             drive.target.clone(),
+            MirrorSync::whole(&drive.drive.description.format),
             speed,
             mode.clone(),
         );
