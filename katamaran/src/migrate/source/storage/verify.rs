@@ -61,7 +61,6 @@ pub(super) async fn verify(
     let Some(compared) = &mirror.compared else {
         return Ok(());
     };
-    let stop = run.stop.clone();
     let within = run.config.storage_sync_timeout;
     let peer = armed.prepared.peer.clone();
     let compare = async {
@@ -73,7 +72,7 @@ pub(super) async fn verify(
     };
     tokio::select! {
         biased;
-        () = stop.cancelled() => return Err(MigrateError::Interrupted),
+        over = run.cut_short() => return Err(over),
         notice = armed.prepared.notices.next() => {
             return Err(match bad_news(notice.doing("hear from the destination")?) {
                 Some(error) => error,
