@@ -27,6 +27,7 @@ fn replace_guest_b(stage: &mut Stage, memory_mib: u32, mac: &str) {
     let config = stage.lab.config();
     let spec = GuestSpec {
         qemu: config.qemu,
+        tap: config.wiring.tap(),
         memory_mib,
         mac: mac.to_owned(),
         mtu: config.tap_mtu,

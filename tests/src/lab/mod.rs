@@ -1,4 +1,4 @@
-//! A lab: four namespaces, a network between them, and guests on its nodes.
+//! A lab: some namespaces, a network between them, and guests on its nodes.
 //!
 //! Everything it makes is named `kt<six hex digits>-…` and is gone when the [`Lab`] is dropped, also
 //! after a panic; [`remove_labs_on_signals`] covers SIGINT and SIGTERM, [`sweep`] what was killed.
@@ -14,6 +14,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod topology;
+mod wiring;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use self::topology::{
     CLIENT_V4, CLIENT_V6, GUEST_MAC, GUEST_V4, GUEST_V6, Network, Node, TAP, UNDERLAY,
     device_counter,
 };
+pub use self::wiring::{BRIDGE, POD_TAP, POD_VETH, Wiring};
 
 /// The guest's echo port, UDP and TCP.
 pub const ECHO_PORT: u16 = 7;
@@ -50,6 +52,8 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 pub struct LabConfig {
     /// Which QEMU the guests run in.
     pub qemu: QemuVersion,
+    /// How V hangs on its nodes.
+    pub wiring: Wiring,
     /// MiB of RAM of a guest.
     pub memory_mib: u32,
     /// MTU of the taps and of the guest; the underlay's is 1500.
@@ -69,6 +73,7 @@ impl Default for LabConfig {
     fn default() -> Self {
         Self {
             qemu: QemuVersion::V10_0,
+            wiring: Wiring::default(),
             memory_mib: 128,
             tap_mtu: 1450,
             tap_queue: 16_384,
@@ -170,6 +175,7 @@ impl Lab {
         };
         let spec = GuestSpec {
             qemu: self.config.qemu,
+            tap: self.config.wiring.tap(),
             memory_mib: self.config.memory_mib,
             mac: GUEST_MAC.to_owned(),
             mtu: self.config.tap_mtu,
@@ -182,7 +188,7 @@ impl Lab {
         Guest::start(
             &spec,
             &image,
-            self.network.node(node),
+            self.network.guest_netns(node),
             self.dir(),
             &name,
             start,

@@ -11,7 +11,7 @@ use super::image::{GuestImage, cache_dir};
 use super::netns::Netns;
 use super::process::{Process, program_beside};
 use super::qmp::Qmp;
-use super::topology::{GUEST_V4, GUEST_V6, TAP};
+use super::topology::{GUEST_V4, GUEST_V6};
 
 const QMP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -92,6 +92,8 @@ impl QemuVersion {
 pub struct GuestSpec {
     /// Which QEMU.
     pub qemu: QemuVersion,
+    /// Its tap's name.
+    pub tap: &'static str,
     /// MiB of RAM.
     pub memory_mib: u32,
     /// Its Ethernet address.
@@ -176,7 +178,10 @@ impl Guest {
             .args(["-serial", &format!("file:{}", console_path.display())])
             .args([
                 "-netdev",
-                &format!("tap,id=net0,ifname={TAP},script=no,downscript=no,vhost=off"),
+                &format!(
+                    "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
+                    spec.tap
+                ),
                 "-device",
                 &format!(
                     "virtio-net-pci,id=nic0,netdev=net0,mac={},rx_queue_size=1024,romfile=",

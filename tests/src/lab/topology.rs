@@ -9,7 +9,8 @@
 //!
 //! IPv6 is the same with fd00:10:0:N::1 and ::2 (N as in 10.0.N.0), and fd00:244::5 for V. V is routed as Calico
 //! does it: a host route to the tap on the node, proxy ARP towards V, and one route in the fabric
-//! that says at which node V is. Nothing speaks on the taps by itself: no router advertisements,
+//! that says at which node V is. What is between node and tap can be more than that: see
+//! [`Wiring`](super::Wiring). Nothing speaks on the taps by itself: no router advertisements,
 //! no duplicate address detection, no generated addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -18,9 +19,10 @@ use anyhow::{Context, Result, bail};
 
 use super::LabConfig;
 use super::netns::Netns;
+use super::wiring;
 
-/// The places of a lab; each is one namespace.
-pub(crate) const PLACES: [&str; 4] = ["client", "fab", "a", "b"];
+/// The places of a lab; each is one namespace. The pods are there where the wiring has them.
+pub(crate) const PLACES: [&str; 6] = ["client", "fab", "a", "b", "pod-a", "pod-b"];
 
 /// The client's addresses.
 pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -110,9 +112,12 @@ pub struct Network {
     pub a: Netns,
     /// The node where V goes.
     pub b: Netns,
+    /// V's own namespaces on A and on B, where the wiring has them.
+    pub pods: Option<[Netns; 2]>,
 }
 
-const FORWARDING: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+pub(super) const FORWARDING: [(&str, &str); 2] =
+    [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
 impl Network {
     /// Makes everything; `own` is told each namespace's name before it is made.
@@ -125,19 +130,23 @@ impl Network {
             netns.ip("link set lo up")?;
             anyhow::Ok(netns)
         };
-        let [client, fabric, a, b] = PLACES;
+        let [client, fabric, a, b, pods @ ..] = PLACES;
         let network = Self {
             client: make(client)?,
             fabric: make(fabric)?,
             a: make(a)?,
             b: make(b)?,
+            pods: match config.wiring.has_pod() {
+                true => Some([make(pods[0])?, make(pods[1])?]),
+                false => None,
+            },
         };
         network.fabric.sysctl(&FORWARDING)?;
         network.cable(&network.client, "port-c", 0)?;
         for node in [Node::A, Node::B] {
             let port = node.fabric_port();
             network.cable(network.node(node), port, node.subnet())?;
-            network.prepare_node(node, config)?;
+            wiring::prepare(network.node(node), network.pod(node), config)?;
         }
         network.route_guest_to(Node::A)?;
         Ok(network)
@@ -150,6 +159,29 @@ impl Network {
             Node::A => &self.a,
             Node::B => &self.b,
         }
+    }
+
+    /// V's own namespace on a node, where the wiring has one.
+    #[must_use]
+    pub fn pod(&self, node: Node) -> Option<&Netns> {
+        let [a, b] = self.pods.as_ref()?;
+        Some(match node {
+            Node::A => a,
+            Node::B => b,
+        })
+    }
+
+    /// The namespace in which V's QEMU and tap are on a node.
+    #[must_use]
+    pub fn guest_netns(&self, node: Node) -> &Netns {
+        self.pod(node).unwrap_or_else(|| self.node(node))
+    }
+
+    /// The namespaces of both nodes, with V's own.
+    pub fn node_side(&self) -> impl Iterator<Item = &Netns> + Clone {
+        [&self.a, &self.b]
+            .into_iter()
+            .chain(self.pods.iter().flatten())
     }
 
     /// Points the fabric's routes for V at a node: what a CNI does when it has converged.
@@ -190,28 +222,6 @@ impl Network {
         self.fabric
             .command("ethtool", &["-K", port, "gro", "on", "tso", "on"])?;
         Ok(())
-    }
-
-    fn prepare_node(&self, node: Node, config: &LabConfig) -> Result<()> {
-        let netns = self.node(node);
-        netns.sysctl(&FORWARDING)?;
-        netns.ip(&format!(
-            "tuntap add {TAP} mode tap vnet_hdr
-             link set {TAP} address ee:ee:ee:ee:ee:ee mtu {} txqueuelen {} \
-             addrgenmode none",
-            config.tap_mtu, config.tap_queue
-        ))?;
-        netns.sysctl(&[
-            ("ipv4/conf/tap0/proxy_arp", "1"),
-            ("ipv4/neigh/tap0/proxy_delay", "0"),
-            ("ipv4/conf/tap0/forwarding", "1"),
-        ])?;
-        netns.ip(&format!(
-            "link set {TAP} up
-             -6 addr add fe80::1/64 dev {TAP} nodad
-             route add {GUEST_V4}/32 dev {TAP}
-             -6 route add {GUEST_V6}/128 dev {TAP}"
-        ))
     }
 }
 

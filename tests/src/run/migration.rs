@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::katamaran::{KatamaranProcess, Role, Stderr};
 use super::result::{MigrationRun, SideResult};
 use super::stage::{Stage, StageOptions, Timeline};
-use crate::lab::TAP;
+use crate::lab::Node;
 use crate::leak::{Scope, Snapshot, session_files};
 
 /// How long one side may go on alone before it is told to end.
@@ -217,9 +217,10 @@ impl<'a> Migration<'a> {
         let session = session
             .filter_map(|report| report["session"].as_str())
             .next();
-        let b = self.stage.lab.network().b.name();
+        let b = self.stage.lab.network().guest_netns(Node::B).name();
+        let tap = self.stage.lab.config().wiring.tap();
         let runs_on_b = self.timeline.resume_ns.is_some();
-        let is_leak = |line: &str| !(runs_on_b && is_kept(line, b));
+        let is_leak = |line: &str| !(runs_on_b && is_kept(line, b, tap));
         let leaks = match &self.before {
             Some((scope, before)) => leaks(self.stage, before, *scope, session, is_leak)?,
             None => Vec::new(),
@@ -297,13 +298,13 @@ fn leaks(
 }
 
 /// What stays on purpose where V runs: to take it away from a tap in use would lose packets.
-fn is_kept(line: &str, netns: &str) -> bool {
+fn is_kept(line: &str, netns: &str, tap: &str) -> bool {
     let place = format!("{netns}: ");
     let Some((_, what)) = line.split_once(&place) else {
         return false;
     };
-    what.starts_with(&format!("txqueuelen {TAP} "))
-        || (what.starts_with("qdisc ") && what.contains("\"plug\"") && what.contains(TAP))
+    what.starts_with(&format!("txqueuelen {tap} "))
+        || (what.starts_with("qdisc ") && what.contains("\"plug\"") && what.contains(tap))
 }
 
 /// The port among the flags, or the default one.

@@ -303,10 +303,9 @@ impl Stage {
         })
     }
 
-    /// The namespaces of both nodes.
-    #[must_use]
-    pub fn nodes(&self) -> [&Netns; 2] {
-        [&self.lab.network().a, &self.lab.network().b]
+    /// The namespaces of both nodes, with V's own.
+    pub fn nodes(&self) -> impl Iterator<Item = &Netns> + Clone {
+        self.lab.network().node_side()
     }
 
     /// Takes note of what the two QEMUs report for the next `wait`, and moves the fabric's route

@@ -1,0 +1,187 @@
+//! How V's tap hangs on its node.
+//!
+//! ```text
+//!   tap         node: tap0
+//!   bridge      node: br0 --- tap0
+//!   pod         node: vm0 ===veth=== pod: eth0 <-mirred-> tap0_kata
+//!   pod-bridge  node: br0 --- vm0 ===veth=== pod: eth0 <-mirred-> tap0_kata
+//! ```
+//!
+//! The device on the left of each is V's gateway: it has the routes to V's addresses, answers for V's neighbours,
+//! and has the same Ethernet address on both nodes. A pod is what Kata makes of it with its tcfilter model: an
+//! ingress qdisc on both devices, and a filter that sends every frame of the one out through the other.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+use super::LabConfig;
+use super::netns::Netns;
+use super::topology::{FORWARDING, GUEST_MAC, GUEST_V4, GUEST_V6, TAP};
+
+/// The node's end of a pod's veth.
+pub const POD_VETH: &str = "vm0";
+/// The bridge on a node.
+pub const BRIDGE: &str = "br0";
+/// The tap in a pod.
+pub const POD_TAP: &str = "tap0_kata";
+
+/// V's way from its node's network to its tap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wiring {
+    /// The tap is in the node's namespace, and routed.
+    #[default]
+    Tap,
+    /// The tap is a port of a bridge of the node.
+    Bridge,
+    /// Kata's: QEMU and tap are in a pod's namespace, whose veth is routed.
+    Pod,
+    /// The same, and the node's end of the veth is a port of a bridge.
+    PodBridge,
+}
+
+impl Wiring {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tap, Self::Bridge, Self::Pod, Self::PodBridge];
+
+    /// Whether V has a namespace of its own on each node.
+    #[must_use]
+    pub fn has_pod(self) -> bool {
+        matches!(self, Self::Pod | Self::PodBridge)
+    }
+
+    /// The tap's name.
+    #[must_use]
+    pub fn tap(self) -> &'static str {
+        if self.has_pod() { POD_TAP } else { TAP }
+    }
+
+    /// The node's device that all packets to V leave through.
+    #[must_use]
+    pub fn towards_guest(self) -> &'static str {
+        if self.has_pod() { POD_VETH } else { TAP }
+    }
+
+    /// V's gateway.
+    fn gateway(self) -> &'static str {
+        match self {
+            Self::Tap => TAP,
+            Self::Bridge | Self::PodBridge => BRIDGE,
+            Self::Pod => POD_VETH,
+        }
+    }
+}
+
+impl fmt::Display for Wiring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tap => "tap",
+            Self::Bridge => "bridge",
+            Self::Pod => "pod",
+            Self::PodBridge => "pod-bridge",
+        })
+    }
+}
+
+impl FromStr for Wiring {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match Self::ALL.into_iter().find(|one| one.to_string() == text) {
+            Some(wiring) => Ok(wiring),
+            None => bail!(
+                "unknown wiring {text}: {}",
+                Self::ALL.map(|one| one.to_string()).join(", ")
+            ),
+        }
+    }
+}
+
+/// Makes everything between a node's network and V's tap. `pod` is there where the wiring has one.
+pub(super) fn prepare(node: &Netns, pod: Option<&Netns>, config: &LabConfig) -> Result<()> {
+    let wiring = config.wiring;
+    let gateway = wiring.gateway();
+    node.sysctl(&FORWARDING)?;
+    if gateway == BRIDGE {
+        node.ip(&format!(
+            "link add {BRIDGE} address ee:ee:ee:ee:ee:ee type bridge stp_state 0 mcast_snooping 0
+             link set {BRIDGE} mtu {} addrgenmode none",
+            config.tap_mtu
+        ))?;
+    }
+    match pod {
+        Some(pod) => make_pod(node, pod, config)?,
+        None => make_tap(node, TAP, config)?,
+    }
+    let end = wiring.towards_guest();
+    if gateway == BRIDGE {
+        node.ip(&format!("link set {end} master {BRIDGE}"))?;
+    } else {
+        node.ip(&format!("link set {end} address ee:ee:ee:ee:ee:ee"))?;
+    }
+    node.sysctl(&[
+        (&format!("ipv4/conf/{gateway}/proxy_arp"), "1"),
+        (&format!("ipv4/neigh/{gateway}/proxy_delay"), "0"),
+        (&format!("ipv4/conf/{gateway}/forwarding"), "1"),
+    ])?;
+    if end != gateway {
+        node.ip(&format!("link set {end} up"))?;
+    }
+    node.ip(&format!(
+        "link set {gateway} up
+         -6 addr add fe80::1/64 dev {gateway} nodad
+         route add {GUEST_V4}/32 dev {gateway}
+         -6 route add {GUEST_V6}/128 dev {gateway}"
+    ))
+}
+
+fn make_tap(netns: &Netns, name: &str, config: &LabConfig) -> Result<()> {
+    netns.ip(&format!(
+        "tuntap add {name} mode tap vnet_hdr
+         link set {name} mtu {} txqueuelen {} addrgenmode none",
+        config.tap_mtu, config.tap_queue
+    ))
+}
+
+fn make_pod(node: &Netns, pod: &Netns, config: &LabConfig) -> Result<()> {
+    make_tap(pod, POD_TAP, config)?;
+    node.ip(&format!(
+        "link add {POD_VETH} mtu {mtu} type veth peer name eth0 netns {} mtu {mtu} address {GUEST_MAC}
+         link set {POD_VETH} addrgenmode none",
+        pod.name(),
+        mtu = config.tap_mtu
+    ))?;
+    pod.ip(&format!(
+        "link set eth0 addrgenmode none
+         addr add {GUEST_V4}/32 dev eth0
+         -6 addr add {GUEST_V6}/128 dev eth0 nodad
+         link set {POD_TAP} up
+         link set eth0 up"
+    ))?;
+    for (from, to) in [("eth0", POD_TAP), (POD_TAP, "eth0")] {
+        let run = |words: &str| {
+            let words: Vec<&str> = words.split_whitespace().collect();
+            pod.command("tc", &words).map(drop)
+        };
+        run(&format!("qdisc add dev {from} ingress"))?;
+        run(&format!(
+            "filter add dev {from} parent ffff: protocol all u32 match u8 0 0 action mirred egress redirect dev {to}"
+        ))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wiring_survives_text() {
+        for wiring in Wiring::ALL {
+            assert_eq!(wiring.to_string().parse::<Wiring>().unwrap(), wiring);
+        }
+        let error = "ovs".parse::<Wiring>().unwrap_err().to_string();
+        assert!(error.contains("pod-bridge"), "{error}");
+    }
+}
