@@ -21,3 +21,4 @@ mod rules;
 mod shared;
 mod support;
 mod tcx;
+mod wiring;

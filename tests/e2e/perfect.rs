@@ -47,7 +47,7 @@ fn migrate(stage: StageOptions, flags: &[&str]) -> MigrationRun {
 
 /// Nothing lost, nothing left, exit 0 on both sides, and the ledger says that it is proven.
 #[track_caller]
-fn assert_perfect(run: &MigrationRun) {
+pub(crate) fn assert_perfect(run: &MigrationRun) {
     assert!(run.client.is_perfect(), "{}", all(run));
     assert_eq!(run.leaks, Vec::<String>::new(), "{}", all(run));
     for side in [side(&run.source), side(&run.dest)] {

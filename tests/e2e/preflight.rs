@@ -151,7 +151,7 @@ fn what_is_there_is_found_and_a_migration_that_follows_is_not_disturbed() {
     told.expect("qemu", "capabilities", "ok", &["late-block-activate"]);
     told.expect("qemu", "drives", "ok", &["drive-virtio-disk0"]);
     told.expect("wiring", "tap", "ok", &[TAP, "MTU 1450", "read by QEMU"]);
-    told.expect("wiring", "namespace", "ok", &[]);
+    told.expect("wiring", "attachment", "ok", &["the tap itself"]);
     told.expect("wiring", "nic", "ok", &[GUEST_MAC]);
     told.expect("port", "listen", "ok", &["7482"]);
 
@@ -357,9 +357,9 @@ fn what_is_taken_away_is_told_in_its_line() {
     let told = run(&stage, Node::A, &dest);
     told.expect(
         "wiring",
-        "namespace",
+        "attachment",
         "missing",
-        &["another network namespace"],
+        &["another network namespace", "tcfilter"],
     );
     let told = run(&stage, Node::A, &with_dest(source, "10.0.2.3"));
     told.expect("path", "path-mtu", "unchecked", &["10.0.2.3"]);

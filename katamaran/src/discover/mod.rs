@@ -4,12 +4,14 @@
 //! `/proc` only; flags of the user override what is found.
 
 mod process;
+mod wiring;
 
 use std::path::PathBuf;
 
 use crate::net::{NetError, NetNs};
 
 pub use process::{Process, TapDescriptor};
+pub use wiring::{Pod, Wiring, wiring};
 
 /// What can't be found.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,48 @@ pub enum DiscoverError {
         /// Why.
         #[source]
         source: NetError,
+    },
+    /// The kernel does not tell how the tap is wired.
+    #[error("find the way from the node to tap {tap}")]
+    Wiring {
+        /// The tap.
+        tap: String,
+        /// Why.
+        #[source]
+        source: NetError,
+    },
+    /// Nothing in the tap's namespace sends frames to it.
+    #[error(
+        "tap {tap} is in another network namespace than katamaran ({netns}), and no device there has a filter that \
+         sends its frames to the tap: of Kata's models only `tcfilter` is known (internetworking_model in its \
+         configuration); for any other wiring start katamaran in the tap's namespace"
+    )]
+    NotJoined {
+        /// The tap.
+        tap: String,
+        /// Its namespace.
+        netns: String,
+    },
+    /// Several devices send frames to the tap.
+    #[error("both {} and {} are joined with tap {tap} by filters: which of them leads to the node can't be told", .devices[0], .devices[1])]
+    JoinedTwice {
+        /// The tap.
+        tap: String,
+        /// Two of them.
+        devices: [String; 2],
+    },
+    /// The device that is joined with the tap has no end in the node's namespace.
+    #[error(
+        "tap {tap} is joined with {device}, a {kind}: only a veth into the namespace that katamaran runs in can be \
+         used; start katamaran in the node's own namespace"
+    )]
+    NoNodeEnd {
+        /// The tap.
+        tap: String,
+        /// The device in its namespace.
+        device: String,
+        /// What it is.
+        kind: String,
     },
 }
 

@@ -3,11 +3,11 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::{Doing as _, MigrateError};
+use super::error::{Doing as _, MigrateError, chain};
 use super::report::Role;
 use super::rollback::UndoStack;
 use crate::config::CommonConfig;
-use crate::discover;
+use crate::discover::{self, Wiring};
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::{NetNs, Netlink};
 use crate::qmp::{EventStream, Qmp, command};
@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) tap_netns: NetNs,
     pub(crate) tap_netlink: Netlink,
     pub(crate) tap: LinkInfo,
+    /// How the tap hangs on the node's network, or why that can't be told.
+    pub(crate) wiring: Result<Wiring, String>,
 }
 
 impl Node {
@@ -78,6 +80,7 @@ impl Node {
             .link_by_name(&tap_name)
             .await
             .doing("look at the tap")?;
+        let wiring = discover::wiring(&netlink, &tap_netlink, &tap).await;
         Ok(Self {
             qmp,
             events,
@@ -87,7 +90,30 @@ impl Node {
             tap_netns,
             tap_netlink,
             tap,
+            wiring: wiring.map_err(|error| chain(&error)),
         })
+    }
+
+    /// The device of the node that leads to the VM and to nobody else: the tap itself, or the node's end of the
+    /// pod's veth.
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub(crate) fn last_device(&self) -> Result<&LinkInfo, MigrateError> {
+        match &self.wiring {
+            Ok(Wiring::Node) => Ok(&self.tap),
+            Ok(Wiring::Pod(pod)) => Ok(&pod.outside),
+            Err(why) => Err(refused(why)),
+        }
+    }
+
+    /// Whether a device that the kernel names in a drop is between the last device of the node and QEMU.
+    pub(crate) fn is_behind_last_device(&self, netns_inum: u32, ifindex: u32) -> bool {
+        if self.tap_netns != self.netns && netns_inum == inum(&self.tap_netns) {
+            return true;
+        }
+        netns_inum == inum(&self.netns)
+            && self.last_device().is_ok_and(|last| last.index == ifindex)
     }
 
     /// The VM's Ethernet address on this tap, from QEMU.

@@ -106,6 +106,10 @@ pub struct LinkInfo {
     pub txqlen: u32,
     /// The device that this one is a port of, for example a bridge.
     pub controller: Option<u32>,
+    /// The device that this one is paired with or built on: for a veth, its other end.
+    pub peer: Option<u32>,
+    /// The number of the namespace where that one is, unless it is the same.
+    pub peer_netns: Option<i32>,
     /// Name of its root queueing discipline.
     pub qdisc: Option<String>,
     /// Its counters.
@@ -127,6 +131,8 @@ impl LinkInfo {
             operstate: State::Up,
             txqlen: 1000,
             controller: None,
+            peer: None,
+            peer_netns: None,
             qdisc: None,
             counters: LinkCounters::default(),
         }
@@ -320,6 +326,8 @@ fn parse(operation: &Operation, message: RouteNetlinkMessage) -> Result<LinkInfo
         operstate: State::Unknown,
         txqlen: 0,
         controller: None,
+        peer: None,
+        peer_netns: None,
         qdisc: None,
         counters: LinkCounters::default(),
     };
@@ -332,6 +340,8 @@ fn parse(operation: &Operation, message: RouteNetlinkMessage) -> Result<LinkInfo
             LinkAttribute::OperState(state) => link.operstate = state,
             LinkAttribute::TxQueueLen(length) => link.txqlen = length,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(number),
             LinkAttribute::Qdisc(name) => link.qdisc = Some(name),
             LinkAttribute::LinkInfo(infos) => {
                 if let Some(kind) = infos.iter().find_map(kind) {

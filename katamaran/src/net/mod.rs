@@ -10,6 +10,7 @@
 //! | [`counters`] | device counters in microseconds, for polling loops |
 //! | [`route`] | routes, addresses, path MTU, the underlay towards a peer |
 //! | [`neighbour`] | neighbours, bridge forwarding entries, the device that leads to the VM |
+//! | [`pair`] | the other end of a veth, and where filters send all frames on to |
 //! | [`tap`] | what a tap's counters mean; a longer queue while packets may pile up |
 //! | [`tapfd`] | the descriptors through which QEMU reads its tap: read what it left unread |
 //! | [`packet`] | put frames into a device past its queueing discipline |
@@ -32,6 +33,7 @@ pub mod names;
 pub mod neighbour;
 pub mod netns;
 pub mod packet;
+pub mod pair;
 pub mod plug;
 pub mod qdisc;
 pub mod reach;

@@ -7,7 +7,6 @@ use crate::config::{CommonConfig, PreflightConfig, SourceConfig};
 use crate::discover;
 use crate::ebpf;
 use crate::migrate::chain;
-use crate::migrate::destination::delivery::check_namespaces;
 use crate::migrate::node::Node;
 use crate::migrate::source::prepare::find_hook;
 use crate::net::link::{LinkInfo, MacAddr};
@@ -32,7 +31,7 @@ pub(super) async fn look(
     found: &mut Found,
 ) -> Wiring {
     let mut wiring = match qemu {
-        Some(qemu) => through_qemu(config, common, qemu, found).await,
+        Some(qemu) => through_qemu(common, qemu, found).await,
         None if common.tap.is_none() && config.is_node_only() => return Wiring::default(),
         None => by_name(common, netlink, found).await,
     };
@@ -53,18 +52,13 @@ pub(super) async fn look(
     if let Some(source) = &config.source
         && !config.is_node_only()
     {
-        let check = redirect_device(source, netlink, wiring.mac).await;
+        let check = redirect_device(source, netlink, &wiring).await;
         found.push(check);
     }
     wiring
 }
 
-async fn through_qemu(
-    config: &PreflightConfig,
-    common: &CommonConfig,
-    qemu: &Qemu,
-    found: &mut Found,
-) -> Wiring {
+async fn through_qemu(common: &CommonConfig, qemu: &Qemu, found: &mut Found) -> Wiring {
     let (tap, tap_netns) = (common.tap.as_deref(), common.tap_netns.as_deref());
     let node = match Node::around(qemu.qmp.clone(), tap, tap_netns).await {
         Ok(node) => node,
@@ -92,24 +86,27 @@ async fn through_qemu(
         false => format!("in {}", node.tap_netns),
     };
     found.push(tap_check(&node.tap, &format!("{place}{reader}")));
-    if config.destination.is_some() && config.source.is_none() {
-        found.push(match check_namespaces(&node) {
-            Ok(()) => Check::ok(
-                AREA,
-                "namespace",
-                "katamaran and the tap are in the same one",
+    found.push(match &node.wiring {
+        Ok(discover::Wiring::Node) => Check::ok(AREA, "attachment", in_the_node(&node).await),
+        Ok(discover::Wiring::Pod(pod)) => Check::ok(
+            AREA,
+            "attachment",
+            format!(
+                "{} here is the veth of {} in the pod, which filters join with {}",
+                pod.outside.name, pod.inside.name, node.tap.name
             ),
-            Err(error) => Check::missing(
-                AREA,
-                "namespace",
-                chain(&error),
-                format!(
-                    "nsenter --net={} katamaran ...",
-                    namespace_path(&node, common)
-                ),
+        ),
+        Err(why) => Check::missing(
+            AREA,
+            "attachment",
+            why,
+            format!(
+                "Run it in the node's network namespace for a Kata pod; for any other wiring in the tap's: nsenter \
+                 --net={} katamaran ...",
+                namespace_path(&node, common)
             ),
-        });
-    }
+        ),
+    });
     if let Some((pid, tap)) = seen {
         found.push(match TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors) {
             Ok(_) => Check::ok(
@@ -130,6 +127,16 @@ async fn through_qemu(
         tap: Some(node.tap.clone()),
         node: Some(node),
         mac: None,
+    }
+}
+
+async fn in_the_node(node: &Node) -> String {
+    let Some(controller) = node.tap.controller else {
+        return "the tap itself".to_owned();
+    };
+    match node.netlink.link_by_index(controller).await {
+        Ok(link) => format!("the tap, a port of {} ({})", link.name, link.kind),
+        Err(error) => format!("the tap, a port of device {controller} ({})", chain(&error)),
     }
 }
 
@@ -203,14 +210,16 @@ fn tap_check(tap: &LinkInfo, place: &str) -> Check {
     Check::ok(AREA, "tap", text)
 }
 
-async fn redirect_device(config: &SourceConfig, netlink: &Netlink, mac: Option<MacAddr>) -> Check {
+async fn redirect_device(config: &SourceConfig, netlink: &Netlink, wiring: &Wiring) -> Check {
     let name = "redirect-device";
     let wanted = config.redirect_dev.as_deref();
-    if config.vm_ips.is_empty() && wanted.is_none() {
+    let node = wiring.node.as_ref();
+    let pod = node.is_some_and(|node| matches!(node.wiring, Ok(discover::Wiring::Pod(_))));
+    if config.vm_ips.is_empty() && wanted.is_none() && !pod {
         let why = "it is found through the route to the VM, whose address was not given";
         return Check::unchecked(AREA, name, why, "Give --vm-ip, or --redirect-dev.");
     }
-    let hook = match find_hook(netlink, wanted, &config.vm_ips, mac).await {
+    let hook = match find_hook(netlink, node, wanted, &config.vm_ips, wiring.mac).await {
         Ok(hook) => hook,
         Err(error) => {
             let remedy = "Run it in the network namespace that routes to the VM, or name the device that leads to it \
@@ -224,6 +233,7 @@ async fn redirect_device(config: &SourceConfig, netlink: &Netlink, mac: Option<M
         Ok(Ok(true)) => {
             let why = match wanted {
                 Some(_) => "as --redirect-dev says",
+                None if pod => "by the pod's wiring",
                 None => "by the route to the VM",
             };
             Check::ok(AREA, name, format!("{text}, {why}"))

@@ -258,7 +258,7 @@ impl Delivery {
 
     /// The ledger, as of the moment when the `redirected` packets have arrived; told once QEMU has read
     /// what was passed to it by then. Its tap need not be empty, for the VM's traffic goes on.
-    pub(crate) async fn ledger(&self, redirected: Option<u64>) -> DestinationLedger {
+    pub(crate) async fn ledger(&self, node: &Node, redirected: Option<u64>) -> DestinationLedger {
         let Some(hooks) = &self.hooks else {
             return DestinationLedger::default();
         };
@@ -274,7 +274,7 @@ impl Delivery {
             }
         };
         let tap = self.settled_tap(end).await;
-        self.ledger_of(hooks, &counters, tap)
+        self.ledger_of(node, hooks, &counters, tap)
     }
 
     /// The tap's balance with what was passed to it before this call: `unread` is what QEMU has not read of
@@ -306,6 +306,7 @@ impl Delivery {
 
     fn ledger_of(
         &self,
+        node: &Node,
         hooks: &Hooks,
         c: &DestinationCounters,
         tap: Option<TapBalance>,
@@ -317,7 +318,7 @@ impl Delivery {
         let hop = |drop: &PacketDrop| {
             if drop.tunnel.is_some() || Some(drop.ifindex) == hooks.tunnel_device {
                 Hop::Tunnel
-            } else if drop.ifindex == self.tap {
+            } else if node.is_behind_last_device(drop.netns_inum, drop.ifindex) {
                 Hop::DestinationTap
             } else {
                 Hop::DestinationHost
@@ -343,17 +344,6 @@ pub(crate) fn plug_limit(downtime_limit_ms: u64) -> u32 {
     u32::try_from(downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS)).unwrap_or(u32::MAX)
 }
 
-/// The programs of the destination and the tap they deliver to have to be in one namespace.
-pub(crate) fn check_namespaces(node: &Node) -> Result<(), MigrateError> {
-    if node.tap_netns == node.netns {
-        return Ok(());
-    }
-    Err(refused(format!(
-        "the VM's tap {} is in another network namespace than katamaran: start it in that namespace",
-        node.tap.name
-    )))
-}
-
 async fn attach(
     node: &Node,
     session: SessionId,
@@ -361,7 +351,7 @@ async fn attach(
     arm: &Arm,
     undo: &mut UndoStack,
 ) -> Result<Hooks, MigrateError> {
-    check_namespaces(node)?;
+    let last = node.last_device()?.index;
     let (Some(source), Some(own)) = (
         arm.source_addresses.first(),
         arm.destination_addresses.first(),
@@ -408,7 +398,7 @@ async fn attach(
         ingress: vec![ingress],
         vm_addresses: vm.addresses.clone(),
         vm_mac: vm.mac,
-        deliver_ifindex: node.tap.index,
+        deliver_ifindex: last,
         netns_inum: inum(&node.netns),
         tap: TapLocation {
             netns_inum: inum(&node.tap_netns),

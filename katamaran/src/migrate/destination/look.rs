@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::CommonConfig;
+use crate::config::{CommonConfig, TunnelMode};
 use crate::control::{Fault, FaultCode, Look, Server, Timing, select};
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::message::{
@@ -60,6 +60,9 @@ pub(super) async fn prepare(
     config: &CommonConfig,
     vm: &VmDescription,
 ) -> Result<(Vec<Drive>, Reply), MigrateError> {
+    if config.tunnel != TunnelMode::None {
+        node.last_device()?;
+    }
     let drives = guest::compare(node, vm, config).await?;
     let reply = Reply::Prepared(Prepared {
         qemu_version: node.qemu_version(),

@@ -26,9 +26,10 @@ pub(super) async fn introduce(node: &Node, vm: &VmDescription) {
 
 async fn introduce_one(node: &Node, address: IpAddr, mac: MacAddr) -> Result<(), NetError> {
     let route = node.netlink.route_get(address).await?;
-    let to_tap = route.device == node.tap.index || node.tap.controller == Some(route.device);
-    let known = node.netns == node.tap_netns && to_tap && route.gateway.is_none() && !route.local;
-    if !known {
+    let leads_there = node
+        .last_device()
+        .is_ok_and(|last| route.device == last.index || last.controller == Some(route.device));
+    if !leads_there || route.gateway.is_some() || route.local {
         return Ok(());
     }
     node.netlink.introduce(route.device, address, mac).await

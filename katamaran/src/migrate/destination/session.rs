@@ -304,7 +304,7 @@ impl Session<'_> {
             }
             Request::Reconcile { redirected } => {
                 let ledger = match &self.delivery {
-                    Some(delivery) => delivery.ledger(redirected).await,
+                    Some(delivery) => delivery.ledger(&self.node, redirected).await,
                     None => DestinationLedger::default(),
                 };
                 Ok(Reply::Ledger(Box::new(ledger)))

@@ -210,7 +210,10 @@ impl Committed {
             let device = Some(drop.ifindex);
             if drop.tunnel.is_some() || device == hooks.tunnel_device() {
                 Hop::Tunnel
-            } else if drop.ifindex == prepared.node.tap.index || drop.ifindex == prepared.hook.index
+            } else if prepared
+                .node
+                .is_behind_last_device(drop.netns_inum, drop.ifindex)
+                || drop.ifindex == prepared.hook.index
             {
                 Hop::SourceTap
             } else {

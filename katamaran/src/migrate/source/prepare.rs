@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
+use crate::discover::Wiring;
 use crate::ebpf;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::fit;
@@ -49,7 +50,14 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     check_vm_is_free(&node.qmp).await?;
     let mac = node.vm_mac().await?;
     let wanted = config.redirect_dev.as_deref();
-    let hook = find_hook(&node.netlink, wanted, &config.vm_ips, Some(mac)).await?;
+    let hook = find_hook(
+        &node.netlink,
+        Some(&node),
+        wanted,
+        &config.vm_ips,
+        Some(mac),
+    )
+    .await?;
     let underlays = find_underlays(&node.netlink, &config.dest_ips).await?;
     let tunnel = fit::choose(config.common.tunnel, &config.vm_ips, &node.tap, &underlays)?;
     let drives = match config.common.shared_storage {
@@ -162,9 +170,11 @@ pub(crate) async fn find_drives(
     Ok(drives)
 }
 
-/// The device that leads to the VM, where its packets are turned.
+/// The device that leads to the VM, where its packets are turned: the pod's veth, or the one that the route to the
+/// VM leads to.
 pub(crate) async fn find_hook(
     netlink: &Netlink,
+    node: Option<&Node>,
     wanted: Option<&str>,
     vm_ips: &[IpAddr],
     mac: Option<MacAddr>,
@@ -174,6 +184,15 @@ pub(crate) async fn find_hook(
             .link_by_name(name)
             .await
             .doing("look at --redirect-dev");
+    }
+    match node.map(|node| &node.wiring) {
+        Some(Ok(Wiring::Pod(pod))) => return Ok(pod.outside.clone()),
+        Some(Err(why)) => {
+            return Err(refused(format!(
+                "{why}; or name the node's device that leads to the VM with --redirect-dev"
+            )));
+        }
+        Some(Ok(Wiring::Node)) | None => {}
     }
     let mut hook: Option<LinkInfo> = None;
     for address in vm_ips {
