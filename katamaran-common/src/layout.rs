@@ -41,6 +41,9 @@ pub const MAX_DROP_KEYS: u32 = 512;
 pub struct Config {
     /// The hook: where neighbour answers are sent back.
     pub hook_ifindex: u32,
+    /// Not 0: the hook is at the ingress of the pod's end of a veth. S sends what it redirects back out of it, and
+    /// `ktm_lift` takes it on from the node's end; D hands packets to the pod's end at once.
+    pub through_pod: u32,
     /// S: where redirected packets leave. Underlay device (IP) or tunnel device (DEVICE).
     pub out_ifindex: u32,
     /// S: tunnel device for packets that do not fit the path encapsulated; 0: there is none.
@@ -187,7 +190,7 @@ pub struct CopySlot {
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == 52);
-const _: () = assert!(size_of::<Config>() == 11 * 4 + 12 + 4 * 16 + 4 + 52);
+const _: () = assert!(size_of::<Config>() == 12 * 4 + 12 + 4 * 16 + 4 + 52);
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<Sequence>() == 40);

@@ -1,10 +1,12 @@
 //! Names of programs and maps in the object.
 
-/// TC egress towards V on the source: counts, copies, redirects.
+/// TC egress towards V (or ingress of its pod) on the source: counts, copies, redirects.
 pub const PROGRAM_SOURCE: &str = "ktm_source";
+/// TC ingress of the node's end of a pod's veth on the source: sends on to D what `ktm_source` sent back out of the pod.
+pub const PROGRAM_LIFT: &str = "ktm_lift";
 /// TC ingress on the destination: takes V's packets out of the tunnel and hands them to the tap.
 pub const PROGRAM_DELIVER: &str = "ktm_deliver";
-/// TC egress towards V on the destination: counts what came by tunnel and what came directly.
+/// TC egress towards V (or ingress of its pod) on the destination: counts what came by tunnel and what came directly.
 pub const PROGRAM_TAP: &str = "ktm_tap";
 /// Raw tracepoint `net_dev_start_xmit`: what a driver was really handed.
 pub const PROGRAM_XMIT: &str = "ktm_xmit";

@@ -6,7 +6,8 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_tunnel_key};
 use aya_ebpf::helpers::generated::{
-    bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
+    bpf_loop, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_load_bytes,
+    bpf_skb_set_tunnel_key,
 };
 use aya_ebpf::programs::TcContext;
 use katamaran_common::packet::{PacketRead, Step};
@@ -137,6 +138,13 @@ impl Skb {
     pub(crate) fn redirect_ingress(&self, ifindex: u32) -> i32 {
         // SAFETY: takes no pointers.
         unsafe { bpf_redirect(ifindex, INGRESS) as i32 }
+    }
+
+    /// In at the other end of a veth, which is in another namespace. The mark stays.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(&self, ifindex: u32) -> i32 {
+        // SAFETY: takes no pointers.
+        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
     }
 
     /// Out through a device, with a new Ethernet header from the kernel's route and neighbour.

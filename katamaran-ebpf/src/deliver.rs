@@ -115,6 +115,9 @@ fn deliver(skb: &Skb, config: &Config, inner: &Ip, header: u32) -> i32 {
         maps::note_numbers(family, number, segments, bits);
     }
     skb.set_mark(config.mark);
+    if config.through_pod != 0 {
+        return skb.redirect_peer(config.deliver_ifindex);
+    }
     skb.redirect(config.deliver_ifindex)
 }
 

@@ -10,10 +10,17 @@ use crate::{deliver, event, source, tap, trace};
 ///
 /// `TC_ACT_OK` would end the chain and so switch off whatever a CNI has attached behind us.
 pub(crate) const PASS: i32 = -1;
+/// `TC_ACT_SHOT`
+pub(crate) const DROP: i32 = 2;
 
 #[classifier]
 pub(crate) fn ktm_source(context: TcContext) -> i32 {
     source::run(&Skb::new(context)).unwrap_or(PASS)
+}
+
+#[classifier]
+pub(crate) fn ktm_lift(context: TcContext) -> i32 {
+    source::lift(&Skb::new(context)).unwrap_or(PASS)
 }
 
 #[classifier]

@@ -8,7 +8,7 @@ use katamaran_common::segments::{count_of, wire_segments};
 
 use crate::context::Skb;
 use crate::encapsulate::{Fit, encapsulate, fit};
-use crate::programs::PASS;
+use crate::programs::{DROP, PASS};
 use crate::{copy, maps, neighbour};
 
 #[inline(always)]
@@ -53,6 +53,9 @@ fn answered(skb: &Skb, config: &Config, reply: Option<()>) -> i32 {
         Counter::NeighbourAnswered,
         &count_of(1, skb.length() - ETHERNET_LENGTH, 0),
     );
+    if config.through_pod != 0 {
+        return skb.redirect(config.hook_ifindex);
+    }
     skb.redirect_ingress(config.hook_ifindex)
 }
 
@@ -84,6 +87,35 @@ fn pass_counted(skb: &Skb, count: &Count) -> i32 {
 #[inline(always)]
 fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
     let gso_size = skb.gso_size();
+    let (fit, segments) = plan(skb, config, ip, l4, gso_size);
+    let count = count_of(segments, ip.length, ip.headers(l4));
+    maps::count(Counter::Arrived, &count);
+
+    // The packet is read before it is changed.
+    let contribution = contribution(skb, ip, l4, gso_size);
+    if matches!(fit, Fit::TooBig) {
+        maps::count(Counter::TooBig, &count);
+        return pass_counted(skb, &count);
+    }
+    let action = if config.through_pod != 0 {
+        skb.redirect(config.hook_ifindex)
+    } else {
+        let Some(action) = send(skb, config, ip, fit, segments, gso_size != 0) else {
+            maps::count(Counter::EncapFailed, &count);
+            return pass_counted(skb, &count);
+        };
+        action
+    };
+    maps::count(Counter::Redirected, &count);
+    maps::digest(Digest::Redirected, contribution);
+    maps::stamp_first(Stamp::FirstRedirected);
+    maps::stamp(Stamp::LastRedirected);
+    action
+}
+
+/// How a packet gets to D, and how many it is on the wire then.
+#[inline(always)]
+fn plan(skb: &Skb, config: &Config, ip: &Ip, l4: &L4, gso_size: u32) -> (Fit, u32) {
     let fit = if config.encap == encap::IP {
         fit(config, ip, l4, gso_size)
     } else {
@@ -96,32 +128,45 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         Fit::Smaller { gso_size } => wire_segments(0, gso_size, l4.payload),
         _ => wire_segments(skb.gso_segments(), gso_size, l4.payload),
     };
-    let count = count_of(segments, ip.length, ip.headers(l4));
-    maps::count(Counter::Arrived, &count);
+    (fit, segments)
+}
 
-    // The packet is read before it is changed.
-    let contribution = contribution(skb, ip, l4, gso_size);
-    let action = match fit {
-        Fit::TooBig => {
-            maps::count(Counter::TooBig, &count);
-            return pass_counted(skb, &count);
-        }
+/// Sends a packet to D. On `None` it is as it was.
+#[inline(always)]
+fn send(
+    skb: &Skb,
+    config: &Config,
+    ip: &Ip,
+    fit: Fit,
+    segments: u32,
+    is_super: bool,
+) -> Option<i32> {
+    match fit {
+        Fit::TooBig => None,
         Fit::Device { ifindex } => {
             skb.forget_route();
-            skb.redirect(ifindex)
+            Some(skb.redirect(ifindex))
         }
         Fit::AsIs | Fit::Smaller { .. } => {
             let keep_size = !matches!(fit, Fit::Smaller { .. });
-            if encapsulate(skb, config, ip, segments, gso_size != 0, keep_size).is_none() {
-                maps::count(Counter::EncapFailed, &count);
-                return pass_counted(skb, &count);
-            }
-            skb.redirect_neighbour(config.out_ifindex)
+            encapsulate(skb, config, ip, segments, is_super, keep_size)?;
+            Some(skb.redirect_neighbour(config.out_ifindex))
         }
-    };
-    maps::count(Counter::Redirected, &count);
-    maps::digest(Digest::Redirected, contribution);
-    maps::stamp_first(Stamp::FirstRedirected);
-    maps::stamp(Stamp::LastRedirected);
-    action
+    }
+}
+
+/// `ktm_lift`: what comes out of V's pod for V itself was sent back by `ktm_source`, which has counted it. The node
+/// would route it into the pod again, so what can't be sent is dropped.
+#[inline(always)]
+pub(crate) fn lift(skb: &Skb) -> Option<i32> {
+    let config = maps::config()?;
+    let room = skb.length().saturating_sub(ETHERNET_LENGTH);
+    let ip = parse_ip(skb, skb.ethertype(), ETHERNET_LENGTH, room)?;
+    if skb.has_vlan() || !maps::is_address(&ip.destination) {
+        return None;
+    }
+    let l4 = parse_l4(skb, &ip);
+    let gso_size = skb.gso_size();
+    let (fit, segments) = plan(skb, config, &ip, &l4, gso_size);
+    Some(send(skb, config, &ip, fit, segments, gso_size != 0).unwrap_or(DROP))
 }

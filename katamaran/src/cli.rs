@@ -120,7 +120,8 @@ pub struct MigrateArgs {
     /// Network namespace of the tap (default: QEMU's)
     #[arg(long, value_name = "PATH")]
     pub tap_netns: Option<PathBuf>,
-    /// Where to hook the redirect (source; default: the device that the route to the VM resolves to)
+    /// Device of the node where to hook the redirect (source; default: in a pod its own end of its veth, else the device that
+    /// the route to the VM resolves to)
     #[arg(long, value_name = "DEV")]
     pub redirect_dev: Option<String>,
     /// Both nodes open the same volumes: do not mirror disks

@@ -134,6 +134,7 @@ impl Lab {
         SourceSpec {
             session: self.session,
             hook_ifindex: self.a.tap_location().ifindex,
+            pod: None,
             netns_inum: self.a.netns.inum(),
             vm_addresses: self.vm_addresses(),
             vm_mac: VM_MAC,
@@ -160,6 +161,7 @@ impl Lab {
             vm_addresses: self.vm_addresses(),
             vm_mac: VM_MAC,
             deliver_ifindex: self.b.tap_location().ifindex,
+            pod: None,
             netns_inum: self.b.netns.inum(),
             tap: self.b.tap_location(),
             attach: AttachPreference::Auto,

@@ -35,8 +35,8 @@ fn stage(qemu: QemuVersion) -> Stage {
 
 /// What a preflight told.
 #[derive(Debug)]
-struct Told {
-    status: Option<i32>,
+pub(crate) struct Told {
+    pub(crate) status: Option<i32>,
     json: Value,
     /// For messages.
     _stderr: String,
@@ -56,7 +56,7 @@ impl Told {
 
     /// Fails unless there is one such line, and it starts with `status` and has all words.
     #[track_caller]
-    fn expect(&self, area: &str, name: &str, status: &str, words: &[&str]) {
+    pub(crate) fn expect(&self, area: &str, name: &str, status: &str, words: &[&str]) {
         let lines = self.lines(area, name);
         let [line] = lines.as_slice() else {
             panic!("{} lines {area}/{name} in {self:#?}", lines.len())
@@ -80,7 +80,7 @@ impl Told {
 }
 
 /// Runs a preflight on a node.
-fn run(stage: &Stage, node: Node, args: &[String]) -> Told {
+pub(crate) fn run(stage: &Stage, node: Node, args: &[String]) -> Told {
     run_by(stage, node, &[], args)
 }
 
@@ -105,7 +105,7 @@ fn run_by(stage: &Stage, node: Node, wrapper: &[&str], args: &[String]) -> Told 
 }
 
 /// The flags of a migration from A.
-fn source_flags(stage: &Stage) -> Vec<String> {
+pub(crate) fn source_flags(stage: &Stage) -> Vec<String> {
     vec![
         "--mode=source".to_owned(),
         format!("--qmp={}", stage.guest_a.qmp_path().display()),
@@ -115,14 +115,14 @@ fn source_flags(stage: &Stage) -> Vec<String> {
 }
 
 /// The flags of a migration to B.
-fn dest_flags(stage: &Stage) -> Vec<String> {
+pub(crate) fn dest_flags(stage: &Stage) -> Vec<String> {
     vec![
         "--mode=dest".to_owned(),
         format!("--qmp={}", stage.guest_b.qmp_path().display()),
     ]
 }
 
-fn and(mut flags: Vec<String>, more: &[&str]) -> Vec<String> {
+pub(crate) fn and(mut flags: Vec<String>, more: &[&str]) -> Vec<String> {
     flags.extend(more.iter().map(|flag| (*flag).to_owned()));
     flags
 }

@@ -11,6 +11,7 @@
 //! | [`leak`] | what kernel objects there are, before and after |
 //! | [`need`] | what a test needs of the machine, and how it is skipped |
 
+pub mod bpf;
 pub mod lab;
 pub mod leak;
 pub mod need;

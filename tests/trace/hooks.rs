@@ -16,6 +16,7 @@ fn arm(stage: &Stage, attach: AttachPreference) -> SourceDataplane {
     let spec = SourceSpec {
         session: SessionId(u64::from(std::process::id()) << 32 | u64::from(hook)),
         hook_ifindex: hook,
+        pod: None,
         netns_inum: netns,
         vm_addresses: vec![VM.parse().unwrap()],
         vm_mac: [2, 0, 0, 0, 0, 5],

@@ -16,6 +16,7 @@ use super::device;
 use super::error::EbpfError;
 use super::netlink;
 use super::object;
+use super::place::Place;
 
 /// How TC programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,7 @@ pub(super) struct Hook {
     interface: String,
     direction: Direction,
     preference: AttachPreference,
+    place: Place,
 }
 
 impl Hook {
@@ -89,12 +91,24 @@ impl Hook {
         direction: Direction,
         preference: AttachPreference,
     ) -> Result<Self, EbpfError> {
+        Self::at(Place::default(), program, ifindex, direction, preference)
+    }
+
+    /// The same for a device in another namespace.
+    pub(super) fn at(
+        place: Place,
+        program: &'static str,
+        ifindex: u32,
+        direction: Direction,
+        preference: AttachPreference,
+    ) -> Result<Self, EbpfError> {
         Ok(Self {
             program,
             ifindex,
-            interface: device::name(ifindex)?,
+            interface: place.run(|| device::name(ifindex))?,
             direction,
             preference,
+            place,
         })
     }
 
@@ -138,6 +152,7 @@ enum Held {
         pin: PathBuf,
         /// The device whose clsact qdisc is ours.
         clsact_of: Option<u32>,
+        place: Place,
     },
 }
 
@@ -156,6 +171,15 @@ impl Attachments {
 
     /// Attaches a loaded TC program to a device.
     pub(super) fn classifier(
+        &mut self,
+        ebpf: &mut Ebpf,
+        hook: &Hook,
+        pins: &Path,
+    ) -> Result<(), EbpfError> {
+        hook.place.run(|| self.classifier_here(ebpf, hook, pins))
+    }
+
+    fn classifier_here(
         &mut self,
         ebpf: &mut Ebpf,
         hook: &Hook,
@@ -210,6 +234,7 @@ impl Attachments {
             filter,
             pin,
             clsact_of,
+            place: hook.place.clone(),
         });
         Ok(())
     }
@@ -272,7 +297,8 @@ impl Held {
                 filter,
                 pin,
                 clsact_of,
-            } => {
+                place,
+            } => place.run(|| {
                 use aya::programs::Link as _;
                 ManuallyDrop::into_inner(filter)
                     .detach()
@@ -286,7 +312,7 @@ impl Held {
                     source,
                 })?;
                 clsact_of.map_or(Ok(()), remove_clsact)
-            }
+            }),
         }
     }
 }

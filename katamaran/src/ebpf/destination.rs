@@ -15,6 +15,7 @@ use super::device;
 use super::drops::PacketDrop;
 use super::error::EbpfError;
 use super::object;
+use super::place::{Place, PodEnd};
 use super::plane::Plane;
 use super::source::TapLocation;
 use super::tunnel::set_ends;
@@ -52,6 +53,8 @@ pub struct DestinationSpec {
     pub vm_mac: [u8; 6],
     /// The device that leads to V, in the calling thread's namespace: the tap, or a veth to it.
     pub deliver_ifindex: u32,
+    /// The other end of that one: packets are handed to it at once, and are counted as they come in there.
+    pub pod: Option<PodEnd>,
     /// Inode number of the calling thread's network namespace.
     pub netns_inum: u32,
     /// V's tap.
@@ -89,11 +92,17 @@ impl DestinationDataplane {
         let config = config(spec)?;
         let hook =
             |program, ifindex, direction| Hook::new(program, ifindex, direction, spec.attach);
-        let mut hooks = vec![hook(
-            names::PROGRAM_TAP,
-            spec.deliver_ifindex,
-            Direction::Egress,
-        )?];
+        let tap = match &spec.pod {
+            None => hook(names::PROGRAM_TAP, spec.deliver_ifindex, Direction::Egress)?,
+            Some(pod) => Hook::at(
+                Place::of(pod),
+                names::PROGRAM_TAP,
+                pod.ifindex,
+                Direction::Ingress,
+                spec.attach,
+            )?,
+        };
+        let mut hooks = vec![tap];
         for ingress in &spec.ingress {
             let ifindex = match ingress {
                 Ingress::Ip {
@@ -175,6 +184,7 @@ fn mark(session: SessionId) -> u32 {
 fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     let mut config = Config {
         deliver_ifindex: spec.deliver_ifindex,
+        through_pod: u32::from(spec.pod.is_some()),
         deliver_header: device::ethernet_addresses(
             spec.vm_mac,
             device::ethernet_address(spec.deliver_ifindex)?,

@@ -136,8 +136,8 @@ pub enum EbpfError {
         #[source]
         source: io::Error,
     },
-    /// The calling thread's namespace could not be told.
-    #[error("look at the own network namespace")]
+    /// The namespace of a hook could not be entered or told.
+    #[error("enter or look at the network namespace of a hook")]
     Namespace {
         /// Why.
         #[source]

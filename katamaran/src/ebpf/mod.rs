@@ -9,6 +9,11 @@
 //!                                            tracepoints: offered to the tap, drops
 //! ```
 //!
+//! With V in a pod of its own, `ktm_source` and `ktm_tap` are at the ingress of the pod's end of its veth, which all
+//! packets for V come through, also those that a CNI hands to the pod past the node's end (`bpf_redirect_peer`). The
+//! pod has no way to D: what is redirected goes back out of it, and `ktm_lift` at the ingress of the node's end
+//! sends it on. On D `ktm_deliver` hands packets to the pod's end.
+//!
 //! [`SourceDataplane`] and [`DestinationDataplane`] own everything they put into the kernel: arming
 //! creates it, `remove` undoes it and reports what could not be undone. Everything is pinned under
 //! `/sys/fs/bpf/katamaran/<session>/<role>/`, so that a crash of the process leaves the redirect in
@@ -35,6 +40,7 @@ mod drops;
 mod error;
 mod netlink;
 mod object;
+mod place;
 mod plane;
 mod sessions;
 mod source;
@@ -56,6 +62,7 @@ pub use error::EbpfError;
 pub use katamaran_common::counter::Counter;
 pub use katamaran_common::layout::Count;
 pub use object::object_state;
+pub use place::PodEnd;
 pub use sessions::{ArmedHooks, HookMode, armed_hooks};
 pub use source::{Encap, FlipTime, SourceDataplane, SourceSpec, TapLocation};
 pub use symbols::Symbols;

@@ -18,6 +18,7 @@ use super::device;
 use super::drops::PacketDrop;
 use super::error::EbpfError;
 use super::object::{self, Slot};
+use super::place::{Place, PodEnd};
 use super::plane::Plane;
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
@@ -63,6 +64,8 @@ pub struct SourceSpec {
     pub session: SessionId,
     /// The device that leads to V, in the calling thread's namespace.
     pub hook_ifindex: u32,
+    /// Hook the ingress of this device, the other end of that one, instead of its egress.
+    pub pod: Option<PodEnd>,
     /// Inode number of the calling thread's network namespace.
     pub netns_inum: u32,
     /// V's addresses.
@@ -120,12 +123,7 @@ impl SourceDataplane {
         object::object_state()?;
         device::ethernet_address(spec.hook_ifindex)?;
         let config = config(spec)?;
-        let hooks = [Hook::new(
-            names::PROGRAM_SOURCE,
-            spec.hook_ifindex,
-            Direction::Egress,
-            spec.attach,
-        )?];
+        let hooks = hooks(spec)?;
         let prepare = |ebpf: &mut aya::Ebpf| {
             let mut mode: Slot<u32> = object::map(ebpf, names::MAP_MODE)?;
             write(&mut mode, names::MAP_MODE, Mode::Count as u32)?;
@@ -271,9 +269,37 @@ impl SourceDataplane {
     }
 }
 
+fn hooks(spec: &SourceSpec) -> Result<Vec<Hook>, EbpfError> {
+    let (outside, attach) = (spec.hook_ifindex, spec.attach);
+    let program = names::PROGRAM_SOURCE;
+    let Some(pod) = &spec.pod else {
+        return Ok(vec![Hook::new(
+            program,
+            outside,
+            Direction::Egress,
+            attach,
+        )?]);
+    };
+    // What is sent back must be taken on from the first packet.
+    Ok(vec![
+        Hook::new(names::PROGRAM_LIFT, outside, Direction::Ingress, attach)?,
+        Hook::at(
+            Place::of(pod),
+            program,
+            pod.ifindex,
+            Direction::Ingress,
+            attach,
+        )?,
+    ])
+}
+
 fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
     let mut config = Config {
-        hook_ifindex: spec.hook_ifindex,
+        hook_ifindex: spec
+            .pod
+            .as_ref()
+            .map_or(spec.hook_ifindex, |pod| pod.ifindex),
+        through_pod: u32::from(spec.pod.is_some()),
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,

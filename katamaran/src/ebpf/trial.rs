@@ -59,6 +59,7 @@ fn try_hooks(ebpf: &mut Ebpf, ifindex: u32) -> Result<AttachMode, EbpfError> {
     let preference = AttachPreference::Auto;
     for (program, direction) in [
         (names::PROGRAM_SOURCE, Direction::Egress),
+        (names::PROGRAM_LIFT, Direction::Ingress),
         (names::PROGRAM_TAP, Direction::Egress),
         (names::PROGRAM_DELIVER, Direction::Ingress),
     ] {

@@ -8,6 +8,7 @@ use super::report::Role;
 use super::rollback::UndoStack;
 use crate::config::CommonConfig;
 use crate::discover::{self, Wiring};
+use crate::ebpf::PodEnd;
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::{NetNs, Netlink};
 use crate::qmp::{EventStream, Qmp, command};
@@ -104,6 +105,22 @@ impl Node {
             Ok(Wiring::Node) => Ok(&self.tap),
             Ok(Wiring::Pod(pod)) => Ok(&pod.outside),
             Err(why) => Err(refused(why)),
+        }
+    }
+
+    /// The pod's end of the VM's veth, where there is a pod.
+    pub(crate) fn pod_end(&self) -> Option<&LinkInfo> {
+        match &self.wiring {
+            Ok(Wiring::Pod(pod)) => Some(&pod.inside),
+            Ok(Wiring::Node) | Err(_) => None,
+        }
+    }
+
+    /// A device of the tap's namespace, for the programs.
+    pub(crate) fn in_pod(&self, device: &LinkInfo) -> PodEnd {
+        PodEnd {
+            netns: self.tap_netns.file(),
+            ifindex: device.index,
         }
     }
 

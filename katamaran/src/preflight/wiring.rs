@@ -227,8 +227,8 @@ async fn redirect_device(config: &SourceConfig, netlink: &Netlink, wiring: &Wiri
             return Check::missing(AREA, name, chain(&error), remedy);
         }
     };
-    let text = format!("{} ({})", hook.name, hook.kind);
-    let index = hook.index;
+    let text = format!("{hook} ({})", hook.device.kind);
+    let index = hook.device.index;
     match netlink.netns().run(move || ebpf::is_ethernet(index)) {
         Ok(Ok(true)) => {
             let why = match wanted {

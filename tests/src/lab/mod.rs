@@ -10,6 +10,7 @@ mod kernel;
 mod kernel_run;
 mod modules;
 mod netns;
+mod peer;
 mod process;
 mod qemu;
 mod qmp;

@@ -14,12 +14,15 @@
 //! no duplicate address detection, no generated addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
 use super::LabConfig;
 use super::netns::Netns;
-use super::wiring;
+use super::peer;
+use super::wiring::{self, Wiring};
 
 /// The places of a lab; each is one namespace. The pods are there where the wiring has them.
 pub(crate) const PLACES: [&str; 6] = ["client", "fab", "a", "b", "pod-a", "pod-b"];
@@ -114,6 +117,8 @@ pub struct Network {
     pub b: Netns,
     /// V's own namespaces on A and on B, where the wiring has them.
     pub pods: Option<[Netns; 2]>,
+    /// Programs on the nodes that are part of the wiring.
+    programs: Vec<Arc<OwnedFd>>,
 }
 
 pub(super) const FORWARDING: [(&str, &str); 2] =
@@ -131,7 +136,7 @@ impl Network {
             anyhow::Ok(netns)
         };
         let [client, fabric, a, b, pods @ ..] = PLACES;
-        let network = Self {
+        let mut network = Self {
             client: make(client)?,
             fabric: make(fabric)?,
             a: make(a)?,
@@ -140,6 +145,7 @@ impl Network {
                 true => Some([make(pods[0])?, make(pods[1])?]),
                 false => None,
             },
+            programs: Vec::new(),
         };
         network.fabric.sysctl(&FORWARDING)?;
         network.cable(&network.client, "port-c", 0)?;
@@ -147,6 +153,10 @@ impl Network {
             let port = node.fabric_port();
             network.cable(network.node(node), port, node.subnet())?;
             wiring::prepare(network.node(node), network.pod(node), config)?;
+            if config.wiring == Wiring::PodPeer {
+                let program = peer::attach(network.node(node))?;
+                network.programs.push(Arc::new(program));
+            }
         }
         network.route_guest_to(Node::A)?;
         Ok(network)

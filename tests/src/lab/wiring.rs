@@ -5,6 +5,7 @@
 //!   bridge      node: br0 --- tap0
 //!   pod         node: vm0 ===veth=== pod: eth0 <-mirred-> tap0_kata
 //!   pod-bridge  node: br0 --- vm0 ===veth=== pod: eth0 <-mirred-> tap0_kata
+//!   pod-peer    as pod, but packets to V go from the underlay to the pod's eth0, past vm0
 //! ```
 //!
 //! The device on the left of each is V's gateway: it has the routes to V's addresses, answers for V's neighbours,
@@ -39,16 +40,24 @@ pub enum Wiring {
     Pod,
     /// The same, and the node's end of the veth is a port of a bridge.
     PodBridge,
+    /// Kata's on a data path that goes past the node's end of the veth.
+    PodPeer,
 }
 
 impl Wiring {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tap, Self::Bridge, Self::Pod, Self::PodBridge];
+    pub const ALL: [Self; 5] = [
+        Self::Tap,
+        Self::Bridge,
+        Self::Pod,
+        Self::PodBridge,
+        Self::PodPeer,
+    ];
 
     /// Whether V has a namespace of its own on each node.
     #[must_use]
     pub fn has_pod(self) -> bool {
-        matches!(self, Self::Pod | Self::PodBridge)
+        !matches!(self, Self::Tap | Self::Bridge)
     }
 
     /// The tap's name.
@@ -57,7 +66,7 @@ impl Wiring {
         if self.has_pod() { POD_TAP } else { TAP }
     }
 
-    /// The node's device that all packets to V leave through.
+    /// The node's device that leads to V and to nobody else.
     #[must_use]
     pub fn towards_guest(self) -> &'static str {
         if self.has_pod() { POD_VETH } else { TAP }
@@ -68,7 +77,7 @@ impl Wiring {
         match self {
             Self::Tap => TAP,
             Self::Bridge | Self::PodBridge => BRIDGE,
-            Self::Pod => POD_VETH,
+            Self::Pod | Self::PodPeer => POD_VETH,
         }
     }
 }
@@ -80,6 +89,7 @@ impl fmt::Display for Wiring {
             Self::Bridge => "bridge",
             Self::Pod => "pod",
             Self::PodBridge => "pod-bridge",
+            Self::PodPeer => "pod-peer",
         })
     }
 }

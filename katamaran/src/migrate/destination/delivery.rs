@@ -399,6 +399,7 @@ async fn attach(
         vm_addresses: vm.addresses.clone(),
         vm_mac: vm.mac,
         deliver_ifindex: last,
+        pod: node.pod_end().map(|end| node.in_pod(end)),
         netns_inum: inum(&node.netns),
         tap: TapLocation {
             netns_inum: inum(&node.tap_netns),

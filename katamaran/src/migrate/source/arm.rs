@@ -31,6 +31,8 @@ pub(crate) struct Armed {
     pub(crate) watch: Arc<Mutex<TapWatch>>,
     /// The drives' mirrors, from the end of their copy to the hand-over.
     pub(crate) mirror: Option<Mirror>,
+    /// The VM's packets that were on their way to the tap when the hook was attached before them.
+    pub(crate) past_hook: u64,
     /// We have told QEMU to stop the VM.
     pub(crate) stopped: Arc<AtomicBool>,
     /// QEMU has stopped the VM by itself.
@@ -73,8 +75,10 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         .doing("read the tap's counters")?;
     let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
     // The first reading says how the counters stand to each other, so the earlier the better.
+    let mut past_hook = 0;
     if let Some(hooks) = &hooks {
         lock(&watch).observe(hooks);
+        past_hook = hooks.past_hook();
     }
 
     Ok(Armed {
@@ -82,6 +86,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         hooks,
         watch,
         mirror: None,
+        past_hook,
         stopped: Arc::new(AtomicBool::new(false)),
         early_stop: None,
     })
@@ -125,7 +130,12 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
     let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
     let spec = SourceSpec {
         session: run.session,
-        hook_ifindex: prepared.hook.index,
+        hook_ifindex: prepared.hook.device.index,
+        pod: prepared
+            .hook
+            .inside
+            .as_ref()
+            .map(|end| prepared.node.in_pod(end)),
         netns_inum: inum(&prepared.node.netns),
         vm_addresses,
         vm_mac: prepared.mac.0,
@@ -142,7 +152,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         .run(move || SourceDataplane::arm(&spec))
         .doing("enter the node's network namespace")?
         .doing("attach the source's programs")?;
-    tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook.name, "counting");
+    tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook, "counting");
     let hooks = Hooks::new(dataplane, prepared.node.netns.clone(), tunnel_device);
     let undo = hooks.clone();
     run.undo.cleanup("source's programs", move || async move {

@@ -11,6 +11,7 @@ use crate::ebpf::FlipTime;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
+use crate::migrate::node::refused;
 use crate::migrate::progress::now_us;
 use crate::migrate::shared::must_have_let_go;
 use crate::migrate::tap_watch::lock;
@@ -21,6 +22,7 @@ use crate::relay::{Pace, RelayStatus};
 use super::Run;
 use super::arm::Armed;
 use super::finish::{Committed, Running};
+use super::hooks::towards_tap;
 use super::peer::{bad_news, cause_of};
 use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
@@ -32,6 +34,8 @@ const DRAIN_BUDGET: Duration = Duration::from_secs(2);
 const BEHIND: Duration = Duration::from_millis(2);
 /// The longest that such a guest is given after its tap was empty.
 const GRACE: Duration = Duration::from_millis(50);
+/// Packets that may have been between hook and tap when either was first read.
+const PAST_HOOK_SLACK: u64 = 16;
 /// Between two readings of the drained tap that must agree.
 const DRAIN_CONFIRM: Duration = Duration::from_micros(200);
 
@@ -52,12 +56,13 @@ pub(crate) struct Moments {
     pub(crate) flip_time: Option<FlipTime>,
     /// QEMU's STOP event, microseconds since the epoch.
     pub(crate) stopped_us: Option<u64>,
-    /// S2 when the tap was last seen drained, and what the tap's balance was then.
+    /// What had gone to the tap ([`towards_tap`]) when that was last seen drained, and its balance then.
     pub(crate) drained: Option<(u64, TapBalance)>,
 }
 
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
     run.check_interrupt()?;
+    must_come_through_hook(&ready.armed)?;
     if let Some(mirror) = &ready.armed.mirror {
         let confirmed = mirror.confirm_in_step().await;
         if let Err(error) = confirmed {
@@ -122,6 +127,28 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
         moments,
         drives,
     })
+}
+
+/// What goes to the tap past the hook could not be turned to the destination, and would be lost.
+fn must_come_through_hook(armed: &Armed) -> Result<(), MigrateError> {
+    let Some(hooks) = &armed.hooks else {
+        return Ok(());
+    };
+    let past = hooks.past_hook().saturating_sub(armed.past_hook);
+    if past <= PAST_HOOK_SLACK {
+        return Ok(());
+    }
+    let hook = &armed.prepared.hook;
+    Err(refused(format!(
+        "{past} packets for the VM reached its tap past the hook on {hook}: redirected there, they would be lost. {}",
+        match armed.prepared.node.pod_end() {
+            Some(end) => format!(
+                "Leave --redirect-dev out: {} in the pod is hooked then, which all of them come through",
+                end.name
+            ),
+            None => "Name a device with --redirect-dev that all of them go through".to_owned(),
+        }
+    )))
 }
 
 async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, MigrateError> {
@@ -198,7 +225,7 @@ async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
             if !drained {
                 tracing::warn!(balance = ?balance, "the guest did not read its tap in time; going on");
             }
-            let passed = hooks.counters().ok()?.s2.packets;
+            let passed = towards_tap(&hooks.counters().ok()?);
             return Some((passed, balance?));
         }
         if began.elapsed() > BEHIND {

@@ -17,7 +17,7 @@ use crate::qmp::command::{QueryMigrate, Quit};
 use super::Run;
 use super::arm::Armed;
 use super::cutover::Moments;
-use super::hooks::Hooks;
+use super::hooks::{Hooks, towards_tap};
 
 /// No packet for this long: the network sends the VM's packets elsewhere.
 const QUIET: Duration = Duration::from_secs(2);
@@ -213,7 +213,7 @@ impl Committed {
             } else if prepared
                 .node
                 .is_behind_last_device(drop.netns_inum, drop.ifindex)
-                || drop.ifindex == prepared.hook.index
+                || drop.ifindex == prepared.hook.device.index
             {
                 Hop::SourceTap
             } else {
@@ -225,7 +225,7 @@ impl Committed {
             s2: Some(count(counters.s2)),
             s3: Some(count(counters.s3)),
             digest: Some(counters.digest_s3),
-            tap: self.tap_balance(counters.s2.packets),
+            tap: self.tap_balance(towards_tap(&counters)),
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
             stopped_by_qemu: false,

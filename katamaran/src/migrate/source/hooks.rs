@@ -57,6 +57,11 @@ impl Hooks {
         self.with(|d| d.counters()).unwrap_or_else(removed)
     }
 
+    /// The VM's packets that its tap was offered more than the hook has passed; what is between the two hides some.
+    pub(crate) fn past_hook(&self) -> u64 {
+        self.counters().map_or(0, |counters| past_hook(&counters))
+    }
+
     /// Detaches and unpins everything. Idempotent.
     pub(crate) fn remove(&self) -> Result<(), String> {
         let dataplane = self
@@ -72,6 +77,17 @@ impl Hooks {
             },
         }
     }
+}
+
+/// The VM's packets that went towards its tap: that the hook passed, or that came there past it.
+pub(crate) fn towards_tap(counters: &SourceCounters) -> u64 {
+    counters.s2.packets + past_hook(counters)
+}
+
+/// The VM's packets that reached the tap's driver, and that the hook did not pass.
+fn past_hook(counters: &SourceCounters) -> u64 {
+    let offered = counters.offered.map_or(0, |offered| offered.vm.packets);
+    offered.saturating_sub(counters.s2.packets)
 }
 
 impl HookCounts for Hooks {

@@ -1,6 +1,7 @@
 //! Prepare: look at everything that could make the migration impossible, on both nodes, and change
 //! nothing.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
@@ -32,8 +33,8 @@ pub(crate) struct Prepared {
     pub(crate) peer: Peer,
     pub(crate) notices: Notices<MigrationProtocol>,
     pub(crate) mac: MacAddr,
-    /// The device that leads to the VM.
-    pub(crate) hook: LinkInfo,
+    /// Where its packets are turned.
+    pub(crate) hook: Hook,
     /// How to reach the destination, one per family.
     pub(crate) underlays: Vec<Underlay>,
     pub(crate) tunnel: Tunnel,
@@ -41,6 +42,28 @@ pub(crate) struct Prepared {
     pub(crate) drives: Vec<Drive>,
     /// Where streams of RAM and of drives are dialled.
     pub(crate) dialer: Dialer,
+}
+
+/// Where the VM's packets are turned.
+#[derive(Debug, Clone)]
+pub(crate) struct Hook {
+    /// The device of the node that leads to the VM: as they leave through it.
+    pub(crate) device: LinkInfo,
+    /// The pod's end of that device: as they come in there, and not on the node.
+    pub(crate) inside: Option<LinkInfo>,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.inside {
+            None => f.write_str(&self.device.name),
+            Some(inside) => write!(
+                f,
+                "{} in the pod (behind {})",
+                inside.name, self.device.name
+            ),
+        }
+    }
 }
 
 pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
@@ -91,7 +114,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     }
     tracing::info!(
         tap = %node.tap.name,
-        hook = %hook.name,
+        hook = %hook,
         destination = %destination,
         destination_tap = %theirs.tap,
         destination_kernel = %theirs.kernel,
@@ -170,23 +193,33 @@ pub(crate) async fn find_drives(
     Ok(drives)
 }
 
-/// The device that leads to the VM, where its packets are turned: the pod's veth, or the one that the route to the
-/// VM leads to.
+/// Finds where the VM's packets are turned. In a pod at its own end of the veth, for a data path may go past the node's
+/// end; else on the device that the route to the VM leads to.
 pub(crate) async fn find_hook(
     netlink: &Netlink,
     node: Option<&Node>,
     wanted: Option<&str>,
     vm_ips: &[IpAddr],
     mac: Option<MacAddr>,
-) -> Result<LinkInfo, MigrateError> {
+) -> Result<Hook, MigrateError> {
+    let on_node = |device| Hook {
+        device,
+        inside: None,
+    };
     if let Some(name) = wanted {
         return netlink
             .link_by_name(name)
             .await
+            .map(on_node)
             .doing("look at --redirect-dev");
     }
     match node.map(|node| &node.wiring) {
-        Some(Ok(Wiring::Pod(pod))) => return Ok(pod.outside.clone()),
+        Some(Ok(Wiring::Pod(pod))) => {
+            return Ok(Hook {
+                device: pod.outside.clone(),
+                inside: Some(pod.inside.clone()),
+            });
+        }
         Some(Err(why)) => {
             return Err(refused(format!(
                 "{why}; or name the node's device that leads to the VM with --redirect-dev"
@@ -210,7 +243,7 @@ pub(crate) async fn find_hook(
             _ => hook = Some(towards.device),
         }
     }
-    hook.ok_or_else(|| refused("--vm-ip is empty"))
+    hook.map(on_node).ok_or_else(|| refused("--vm-ip is empty"))
 }
 
 /// The way to each of the destination's addresses.

@@ -21,7 +21,7 @@ use crate::qmp::{Event, Qmp};
 use super::Run;
 use super::arm::Armed;
 use super::cutover::{Moments, ms_since, write_us};
-use super::hooks::Hooks;
+use super::hooks::{Hooks, towards_tap};
 use super::peer::Peer;
 use super::precopy::observe_tap;
 use super::storage::{Mirror, Residue};
@@ -97,11 +97,7 @@ pub(crate) async fn after_early_stop(
         if run.recovered.beyond_recovery > 0 { ", one that QEMU had swallowed was not" } else { "" },
     ));
     lock(&armed.watch).observe(hooks);
-    let passed = hooks
-        .counters()
-        .doing("read the source's counters")?
-        .s2
-        .packets;
+    let passed = towards_tap(&hooks.counters().doing("read the source's counters")?);
     let balance = lock(&armed.watch).balance();
     Ok(Moments {
         flip,

@@ -1,0 +1,136 @@
+//! TC programs written in the kernel's instructions.
+//!
+//! No compiler for them need be there, and nothing is shared with what is tested.
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use anyhow::{Context, Result};
+use nix::net::if_::if_nametoindex;
+
+use crate::lab::Netns;
+
+const BPF_MAP_CREATE: i64 = 0;
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Which way packets go through the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `BPF_TCX_INGRESS`
+    In = 46,
+    /// `BPF_TCX_EGRESS`
+    Out = 47,
+}
+
+/// Puts a program ahead of all others on a device, as long as what is returned lives.
+///
+/// # Errors
+///
+/// When the kernel does not take it.
+pub fn attach(netns: &Netns, device: &str, way: Way, code: &[u64]) -> Result<OwnedFd> {
+    let license = c"GPL";
+    let mut load = vec![
+        BPF_PROG_TYPE_SCHED_CLS,
+        u32::try_from(code.len()).context("a short program")?,
+    ];
+    load.extend(halves(code.as_ptr() as u64));
+    load.extend(halves(license.as_ptr() as u64));
+    let program = bpf(BPF_PROG_LOAD, &load)?;
+    let attributes = [
+        u32::try_from(program.as_raw_fd())?,
+        0,
+        way as u32,
+        BPF_F_BEFORE,
+    ];
+    netns.run(|| {
+        let mut attributes = attributes;
+        attributes[1] = u32::try_from(index(device)?)?;
+        bpf(BPF_LINK_CREATE, &attributes)
+    })?
+}
+
+/// A device's index in the calling thread's namespace.
+///
+/// # Errors
+///
+/// When there is none of this name.
+pub fn index(device: &str) -> Result<i32> {
+    let index = if_nametoindex(device).with_context(|| format!("look up {device}"))?;
+    Ok(i32::try_from(index)?)
+}
+
+/// A counter for a program: an array of one 64-bit number.
+#[derive(Debug)]
+pub struct Counter(OwnedFd);
+
+impl Counter {
+    /// Makes it, at zero.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not.
+    pub fn new() -> Result<Self> {
+        Ok(Self(bpf(BPF_MAP_CREATE, &[BPF_MAP_TYPE_ARRAY, 4, 8, 1])?))
+    }
+
+    /// Its descriptor, for an instruction.
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read.
+    pub fn get(&self) -> Result<u64> {
+        let (key, mut value) = (0_u32, 0_u64);
+        let mut attributes = vec![u32::try_from(self.descriptor())?, 0];
+        attributes.extend(halves(std::ptr::from_ref(&key) as u64));
+        attributes.extend(halves(std::ptr::from_mut(&mut value) as u64));
+        match call(BPF_MAP_LOOKUP_ELEM, &attributes) {
+            0 => Ok(value),
+            _ => Err(std::io::Error::last_os_error()).context("read a counter"),
+        }
+    }
+}
+
+/// A 64-bit attribute as two of 32 bits, on a little-endian machine.
+fn halves(value: u64) -> [u32; 2] {
+    let bytes = value.to_le_bytes();
+    let half =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    [half(0), half(4)]
+}
+
+fn bpf(command: i64, attributes: &[u32]) -> Result<OwnedFd> {
+    let result = call(command, attributes);
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(error).with_context(|| format!("bpf command {command}"));
+    }
+    let descriptor = i32::try_from(result).context("a descriptor")?;
+    // SAFETY: these commands return a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn call(command: i64, attributes: &[u32]) -> i64 {
+    // What is not set must be zero.
+    let mut all = [0_u32; 32];
+    all[..attributes.len()].copy_from_slice(attributes);
+    // SAFETY: the attributes are of this size, and what they point to outlives the call.
+    unsafe { libc::syscall(libc::SYS_bpf, command, all.as_mut_ptr(), size_of_val(&all)) }
+}
+
+/// One instruction: code, target and source register, offset, constant.
+#[must_use]
+pub fn one(code: u8, target: u8, source: u8, offset: i16, constant: i32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = constant.to_le_bytes();
+    u64::from_le_bytes([code, target | source << 4, low, high, a, b, c, d])
+}
