@@ -236,9 +236,8 @@ impl<'a> Witness<'a> {
             .collect()
     }
 
-    /// What the driver was not offered, though no drop explains it. It can't be told from a packet that the
-    /// tracepoint missed: a kernel was seen to do that while a softirq interrupted other work (6.18, with
-    /// super-packets; the tap's own counter had all of them). So it proves neither a loss nor that there is none.
+    /// What the driver was not offered, though no drop explains it: lost, or missed by the tracepoint. Linux 6.18
+    /// was seen to miss super-packets that a softirq sent on top of other work; the tap's own counter had them.
     fn unseen(&self, tap_hop: Hop, tap: Option<TapBalance>) -> u64 {
         tap.map_or(0, |tap| {
             tap.not_enqueued.saturating_sub(self.count(tap_hop))

@@ -10,7 +10,7 @@
 //! IPv6 is the same with fd00:10:0:N::1 and ::2 (N as in 10.0.N.0), and fd00:244::5 for V. V is routed as Calico
 //! does it: a host route to the tap on the node, proxy ARP towards V, and one route in the fabric
 //! that says at which node V is. What is between node and tap can be more than that: see
-//! [`Wiring`](super::Wiring). Nothing speaks on the taps by itself: no router advertisements,
+//! [`Wiring`]. Nothing speaks on the taps by itself: no router advertisements,
 //! no duplicate address detection, no generated addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
