@@ -1,5 +1,8 @@
 //! Counting, flipping, and what the ledger says afterwards.
 
+use std::thread;
+use std::time::Duration;
+
 use katamaran::ebpf::{DestinationCounters, SourceCounters, SourceDataplane};
 
 use crate::lab::{Lab, ROOMY, V4, V6};
@@ -106,12 +109,16 @@ pub(crate) fn taken_unseen(lab: &Lab, source: &SourceDataplane) -> u64 {
     }
 }
 
-/// Waits until whoever reads S's tap has taken all that was passed to it.
+/// Waits until whoever reads S's tap has taken all that was passed to it. Call it when no more is passed: the
+/// tracepoint may have missed some of it, so that it has to be quiet as well.
 #[track_caller]
 pub(crate) fn drain(lab: &Lab, source: &SourceDataplane, taken_before: u64) {
+    let taken = || lab.a.netns.statistic("vtap", "tx", "packets") - taken_before;
     wait_until("the tap is drained", || {
+        let before = taken();
         let offered = source.counters().unwrap().offered.unwrap().skbs();
-        lab.a.netns.statistic("vtap", "tx", "packets") - taken_before == offered
+        thread::park_timeout(Duration::from_millis(20));
+        before >= offered && taken() == before
     });
 }
 
