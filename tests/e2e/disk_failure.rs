@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use katamaran_tests::lab::QemuVersion;
 use katamaran_tests::run::{
     DiskLoad, Ended, Migration, MigrationOptions, MigrationRun, Role, Stage, StageOptions, Storage,
-    settle,
+    run_migration_on,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -115,11 +115,7 @@ fn assert_went_on(mut stage: Stage, ended: &Ended, status: i32, words: &[&str]) 
 /// Tries once more, undisturbed: V moves, and its disk has all that it wrote.
 #[track_caller]
 fn moves_at_the_next_try(stage: &mut Stage) -> MigrationRun {
-    let (ended, timeline) = Migration::begin(stage, &MigrationOptions::default())
-        .unwrap()
-        .end()
-        .unwrap();
-    let run = settle(stage, ended, &timeline).unwrap();
+    let run = run_migration_on(stage, &MigrationOptions::default()).unwrap();
     assert_eq!(
         run.source.as_ref().unwrap().status,
         Some(0),

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use katamaran_tests::lab::{QemuVersion, Start};
 use katamaran_tests::run::{
     Destination, DiskLoad, Migration, MigrationOptions, MigrationRun, Stage, StageOptions, Storage,
-    TrafficSpec, run_migration, settle,
+    TrafficSpec, run_migration, run_migration_on,
 };
 use serde_json::Value;
 
@@ -94,11 +94,7 @@ fn a_disk_keeps_its_holes_over_whatever_was_there() {
         // Drives that unmap.
         options.stage.lab.named_drives = true;
         let mut stage = Stage::set(options.stage.clone()).unwrap();
-        let (ended, timeline) = Migration::begin(&mut stage, &options)
-            .unwrap()
-            .end()
-            .unwrap();
-        let run = settle(&mut stage, ended, &timeline).unwrap();
+        let run = run_migration_on(&mut stage, &options).unwrap();
         assert_moved(&run);
         // The 16 MiB, what V wrote, and what the file system rounds up to.
         let [_, b] = &stage.drives[0];
@@ -121,11 +117,7 @@ fn the_copy_keeps_to_its_limit_and_the_guests_writes_do_not() {
     // An empty disk would be copied in no time.
     options.stage.drives.filled_mib = 48;
     let mut stage = Stage::set(options.stage.clone()).unwrap();
-    let (ended, timeline) = Migration::begin(&mut stage, &options)
-        .unwrap()
-        .end()
-        .unwrap();
-    let mut run = settle(&mut stage, ended, &timeline).unwrap();
+    let mut run = run_migration_on(&mut stage, &options).unwrap();
     let source = run.source.as_mut().unwrap();
     let disk = &mut source.report.as_mut().unwrap()["disks"][0];
     assert_eq!(disk["id"], "virtio-disk0", "by the device's name");
@@ -167,10 +159,6 @@ fn what_can_not_be_mirrored_is_refused_and_the_next_try_moves() {
     );
     refused("", "--drive-id=virtio-disk0", 2, "give both nodes the same");
     refused("", "--shared-storage", 2, "give it on both nodes");
-    let (ended, timeline) = Migration::begin(&mut stage, &options)
-        .unwrap()
-        .end()
-        .unwrap();
-    let run = settle(&mut stage, ended, &timeline).unwrap();
+    let run = run_migration_on(&mut stage, &options).unwrap();
     assert_moved(&run);
 }

@@ -12,7 +12,7 @@ const CLOCK_MS: f64 = 5.0;
 /// A guest that is emulated on a busy machine answers late also when nothing happens to it.
 const NOISE_MS: f64 = 1000.0;
 
-fn stage(qemu: QemuVersion, tap_mtu: u32) -> StageOptions {
+pub(crate) fn stage(qemu: QemuVersion, tap_mtu: u32) -> StageOptions {
     StageOptions {
         lab: LabConfig {
             qemu,

@@ -2,32 +2,19 @@
 
 use katamaran_tests::lab::{LabConfig, Node, POD_TAP, POD_VETH, QemuVersion, Wiring};
 use katamaran_tests::run::{
-    Migration, MigrationOptions, MigrationRun, Stage, StageOptions, TrafficSpec, run_migration,
-    settle,
+    MigrationOptions, MigrationRun, Stage, run_migration, run_migration_on,
 };
 
-use crate::perfect::assert_perfect;
+use crate::perfect::{assert_perfect, stage};
 use crate::preflight::{and, dest_flags, run, source_flags};
 use crate::support::{all, number, report, require, side};
 
 fn options(wiring: Wiring) -> MigrationOptions {
     let required = "--require-zero-drop".to_owned();
+    let mut stage = stage(QemuVersion::V10_0, LabConfig::default().tap_mtu);
+    stage.lab.wiring = wiring;
     MigrationOptions {
-        stage: StageOptions {
-            lab: LabConfig {
-                qemu: QemuVersion::V10_0,
-                wiring,
-                ..LabConfig::default()
-            },
-            traffic: TrafficSpec {
-                pps_v4: 500,
-                pps_v6: 200,
-                tcp_v4: Some(200_000),
-                tcp_v6: Some(100_000),
-                ..TrafficSpec::default()
-            },
-            ..StageOptions::default()
-        },
+        stage,
         source_args: vec![required.clone()],
         dest_args: vec![required],
         ..MigrationOptions::default()
@@ -113,11 +100,7 @@ fn a_hook_that_packets_go_past_is_noticed_before_it_loses_any() {
         &[POD_VETH, "--redirect-dev"],
     );
 
-    let (ended, timeline) = Migration::begin(&mut stage, &options)
-        .unwrap()
-        .end()
-        .unwrap();
-    let run = settle(&mut stage, ended, &timeline).unwrap();
+    let run = run_migration_on(&mut stage, &options).unwrap();
     assert!(run.client.is_perfect(), "{}", all(&run));
     assert_eq!(run.leaks, Vec::<String>::new(), "{}", all(&run));
     let source = side(&run.source);

@@ -243,8 +243,17 @@ impl<'a> Migration<'a> {
 /// When the stage can't be set, or a katamaran still runs at the deadline.
 pub fn run_migration(options: MigrationOptions) -> Result<MigrationRun> {
     let mut stage = Stage::set(options.stage.clone())?;
-    let (ended, timeline) = Migration::begin(&mut stage, &options)?.end()?;
-    settle(&mut stage, ended, &timeline)
+    run_migration_on(&mut stage, &options)
+}
+
+/// The same on a stage that is set.
+///
+/// # Errors
+///
+/// When a katamaran still runs at the deadline, or a socket failed on the way.
+pub fn run_migration_on(stage: &mut Stage, options: &MigrationOptions) -> Result<MigrationRun> {
+    let (ended, timeline) = Migration::begin(stage, options)?.end()?;
+    settle(stage, ended, &timeline)
 }
 
 /// Stops the traffic and puts everything together.
