@@ -1,10 +1,8 @@
 //! Counting, flipping, and what the ledger says afterwards.
 
-use std::thread;
-use std::time::Duration;
+use katamaran::ebpf::{DestinationCounters, SourceCounters};
 
-use katamaran::ebpf::{DestinationCounters, SourceCounters, SourceDataplane};
-
+use crate::account::Account;
 use crate::lab::{Lab, ROOMY, V4, V6};
 use crate::netns::wait_until;
 use crate::require::require;
@@ -21,7 +19,7 @@ fn count_mode_counts_exactly_and_changes_nothing() {
     wait_until("V answers", || receiver.received() == 1);
 
     let source = lab.arm_source(&lab.source_spec());
-    let taken_before = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(500, 100);
     wait_until("all arrive", || receiver.received() == 501);
     receiver.assert_all_once(501);
@@ -32,7 +30,7 @@ fn count_mode_counts_exactly_and_changes_nothing() {
     assert_eq!(counters.s2, counters.s1);
     assert_eq!(counters.s3.packets, 0);
     assert!(counters.last_passed_ns.is_some());
-    drain(&lab, &source, taken_before);
+    taken.drain();
     // The tracepoint is there before the hook is: what passed in between was only offered.
     let unseen = |c: SourceCounters| c.offered.unwrap().vm.skbs - c.s2.skbs;
     assert!(unseen(counters) <= 3, "{counters:#?}");
@@ -63,12 +61,12 @@ fn cut_over(address: &str) {
 
     let destination = lab.arm_destination(&lab.destination_spec());
     let source = lab.arm_source(&lab.source_spec());
-    let taken = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(200, 100);
     let flip = source.flip().unwrap();
     assert!(flip.before_ns <= flip.after_ns);
     sender.send(300, 700);
-    drain(&lab, &source, taken);
+    taken.drain();
     drop(pump);
     sender.send(100, 100);
     // V now runs behind B; what came meanwhile waits in B's tap.
@@ -95,31 +93,6 @@ fn cut_over(address: &str) {
         (s.s3.packets, 0, 0)
     );
     lab.disarm(source, destination);
-}
-
-/// How many packets the tap's counter has beyond "offered": those from before arming. Call it while
-/// nothing is on its way.
-pub(crate) fn taken_unseen(lab: &Lab, source: &SourceDataplane) -> u64 {
-    loop {
-        let before = source.counters().unwrap().offered.unwrap().skbs();
-        let taken = lab.a.netns.statistic("vtap", "tx", "packets");
-        if source.counters().unwrap().offered.unwrap().skbs() == before {
-            return taken - before;
-        }
-    }
-}
-
-/// Waits until whoever reads S's tap has taken all that was passed to it. Call it when no more is passed: the
-/// tracepoint may have missed some of it, so that it has to be quiet as well.
-#[track_caller]
-pub(crate) fn drain(lab: &Lab, source: &SourceDataplane, taken_before: u64) {
-    let taken = || lab.a.netns.statistic("vtap", "tx", "packets") - taken_before;
-    wait_until("the tap is drained", || {
-        let before = taken();
-        let offered = source.counters().unwrap().offered.unwrap().skbs();
-        thread::park_timeout(Duration::from_millis(20));
-        before >= offered && taken() == before
-    });
 }
 
 #[track_caller]

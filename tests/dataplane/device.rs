@@ -2,7 +2,8 @@
 
 use katamaran::ebpf::{AttachMode, AttachPreference, Encap, Ingress};
 
-use crate::cutover::{assert_balanced, drain, taken_unseen};
+use crate::account::Account;
+use crate::cutover::assert_balanced;
 use crate::lab::{Lab, ROOMY, V4, V6};
 use crate::netns::wait_until;
 use crate::require::require;
@@ -31,7 +32,7 @@ fn through_device(address: &str) {
     let mut sender = Sender::new(&lab.client, address);
     let destination = lab.arm_destination(&destination_spec);
     let source = lab.arm_source(&source_spec);
-    let taken = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(1, 100);
     wait_until("V answers", || receiver.received() == 1);
     source.flip().unwrap();
@@ -41,7 +42,7 @@ fn through_device(address: &str) {
         destination.counters().unwrap().d1.packets == 1
     });
     sender.send(300, 1000);
-    drain(&lab, &source, taken);
+    taken.drain();
     drop(pump);
     let _pump = lab.pump(&lab.b);
     wait_until("all arrive", || receiver.received() == 302);
@@ -72,7 +73,7 @@ fn super_datagrams(address: &str) {
     let mut sender = Sender::new(&lab.client, address);
     let destination = lab.arm_destination(&lab.destination_spec());
     let source = lab.arm_source(&lab.source_spec());
-    let taken = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(1, 100);
     wait_until("V answers", || receiver.received() == 1);
     source.flip().unwrap();
@@ -80,7 +81,7 @@ fn super_datagrams(address: &str) {
     for _ in 0..10 {
         sender.send_super(40, EACH as usize, 600);
     }
-    drain(&lab, &source, taken);
+    taken.drain();
     drop(pump);
     let _pump = lab.pump(&lab.b);
     wait_until("all arrive", || receiver.received() == 401);
@@ -107,12 +108,12 @@ fn without_tcx_the_programs_attach_to_clsact_and_leave_none() {
     let destination = lab.arm_destination(&destination_spec);
     let source = lab.arm_source(&source_spec);
     assert_eq!(source.attach_mode(), AttachMode::Clsact);
-    let taken = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(1, 100);
     wait_until("V answers", || receiver.received() == 1);
     source.flip().unwrap();
     sender.send(100, 100);
-    drain(&lab, &source, taken);
+    taken.drain();
     drop(pump);
     let _pump = lab.pump(&lab.b);
     wait_until("all arrive", || receiver.received() == 101);

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -217,6 +217,12 @@ impl Node {
             format!("10.{number}.0.2").parse().unwrap(),
             format!("fd{number}::2").parse().unwrap(),
         ]
+    }
+
+    /// Empties the tap's ring of what the kernel itself sent when the tap came up. Not while V runs behind it.
+    pub(crate) fn discard_waiting(&self) {
+        let mut frame = vec![0; 1 << 17];
+        while (&self.tap).read(&mut frame).is_ok() {}
     }
 
     pub(crate) fn tap_location(&self) -> TapLocation {

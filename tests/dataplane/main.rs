@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic, helpers of tests too")]
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod account;
 mod copies;
 mod cutover;
 mod device;

@@ -2,7 +2,8 @@
 
 use katamaran::ebpf::{Encap, Ingress};
 
-use crate::cutover::{assert_balanced, drain, taken_unseen};
+use crate::account::Account;
+use crate::cutover::assert_balanced;
 use crate::lab::{Lab, ROOMY, V4, V6};
 use crate::netns::wait_until;
 use crate::require::require;
@@ -97,13 +98,13 @@ fn full_size_datagrams(lab: &Lab, address: &str, size: usize, detour: Detour) {
     sender.forbid_fragments();
     let destination = lab.arm_destination(&destination_spec);
     let source = lab.arm_source(&source_spec);
-    let taken = taken_unseen(lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(1, size);
     wait_until("V answers", || receiver.received() == 1);
     sender.send(49, size);
     wait_until("all arrive before the flip", || receiver.received() == 50);
     source.flip().unwrap();
-    drain(lab, &source, taken);
+    taken.drain();
     drop(pump);
     let _pump = lab.pump(&lab.b);
     sender.send(200, size);

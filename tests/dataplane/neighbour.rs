@@ -1,6 +1,6 @@
 //! V's neighbour entry on the source must not die while V is away.
 
-use crate::cutover::{drain, taken_unseen};
+use crate::account::Account;
 use crate::lab::{Lab, ROOMY, V4, V6};
 use crate::netns::wait_until;
 use crate::require::require;
@@ -21,11 +21,11 @@ fn asked_while_away(address: &str) {
     let mut sender = Sender::new(&lab.client, address);
     let destination = lab.arm_destination(&lab.destination_spec());
     let source = lab.arm_source(&lab.source_spec());
-    let taken = taken_unseen(&lab, &source);
+    let mut taken = Account::new(&lab.a, &source);
     sender.send(1, 100);
     wait_until("V answers", || receiver.received() == 1);
     source.flip().unwrap();
-    drain(&lab, &source, taken);
+    taken.drain();
     // From here on nobody reads the source's tap: who answers can't be V.
     drop(pump);
     let _pump = lab.pump(&lab.b);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use katamaran::ebpf::{DestinationCounters, SourceCounters};
 
-use crate::cutover::{assert_balanced, drain, taken_unseen};
+use crate::account::Account;
+use crate::cutover::assert_balanced;
 use crate::lab::{Lab, ROOMY, V4, V6};
 use crate::mtu::Detour;
 use crate::netns::wait_until;
@@ -44,7 +45,8 @@ pub(crate) fn stream_through_cutover(
     let pump = lab.pump(&lab.a);
     let destination = lab.arm_destination(&destination_spec);
     let source = lab.arm_source(&source_spec);
-    let taken = taken_unseen(lab, &source);
+    let mut delivered = Account::of_unread(&lab.b, &destination);
+    let mut taken = Account::new(&lab.a, &source);
 
     let target = SocketAddr::new(address.parse().unwrap(), 7000);
     let listener = lab.vm.run(|| TcpListener::bind(target).unwrap());
@@ -83,7 +85,7 @@ pub(crate) fn stream_through_cutover(
         received.load(Ordering::Relaxed) > BYTES / 3
     });
     source.flip().unwrap();
-    drain(lab, &source, taken);
+    taken.drain();
     drop(pump);
     let _pump = lab.pump(&lab.b);
     let mut end = [0];
@@ -98,6 +100,7 @@ pub(crate) fn stream_through_cutover(
     wait_until("the last packets are counted", || {
         destination.counters().unwrap().d1.packets == source.counters().unwrap().s3.packets
     });
+    delivered.drain();
     let (s, d) = (source.counters().unwrap(), destination.counters().unwrap());
     assert!(received.load(Ordering::Relaxed) == BYTES);
     assert_balanced(&s, &d);

@@ -236,8 +236,8 @@ impl<'a> Witness<'a> {
             .collect()
     }
 
-    /// What the driver was not offered, though no drop explains it: lost, or missed by the tracepoint. Linux 6.18
-    /// was seen to miss super-packets that a softirq sent on top of other work; the tap's own counter had them.
+    /// What the driver was not offered, though no drop explains it: lost, or missed by the tracepoint's program.
+    /// What QEMU was seen to have read all the same is not among it ([`super::tap_account`]).
     fn unseen(&self, tap_hop: Hop, tap: Option<TapBalance>) -> u64 {
         tap.map_or(0, |tap| {
             tap.not_enqueued.saturating_sub(self.count(tap_hop))

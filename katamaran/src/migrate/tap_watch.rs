@@ -3,16 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ledger::TapBalance;
-use super::tap_account::{TapAccount, TapSample};
+use super::tap_account::{Amount, TapAccount, TapSample};
+use crate::ebpf::{Count, Offered};
 use crate::net::tap::TapCounters;
 
-/// What the hooks counted towards the tap: skbs handed to its driver, and how many of the VM's packets were,
-/// and were passed by the TC hook. `None` where it cannot be read.
+/// What the hooks counted towards the tap. `None` where it cannot be read.
 pub(crate) trait HookCounts {
-    /// Offered to the driver: (all skbs, the VM's packets on the wire).
-    fn offered(&self) -> Option<(u64, u64)>;
-    /// The VM's packets on the wire that the hook passed.
-    fn passed(&self) -> Option<u64>;
+    /// Handed to the tap's driver.
+    fn offered(&self) -> Option<Offered>;
+    /// What is the VM's of what the TC hook passed.
+    fn passed(&self) -> Option<Count>;
 }
 
 /// The running balance of the tap on this node.
@@ -35,17 +35,19 @@ impl TapWatch {
         let Ok(tap) = self.counters.read() else {
             return false;
         };
-        let (Some((offered_skbs, offered_packets)), Some(passed_packets)) =
-            (hooks.offered(), hooks.passed())
-        else {
+        let (Some(offered), Some(passed)) = (hooks.offered(), hooks.passed()) else {
             return false;
+        };
+        let amount = |count: Count| Amount {
+            skbs: count.skbs,
+            packets: count.packets,
         };
         self.account.observe(TapSample {
             read: tap.read,
             dropped: tap.dropped,
-            offered_skbs,
-            offered_packets,
-            passed_packets,
+            offered_skbs: offered.skbs(),
+            offered: amount(offered.vm),
+            passed: amount(passed),
         });
         true
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::deadline;
 use crate::ebpf::{
-    AttachPreference, DestinationCounters, DestinationDataplane, DestinationSpec, Ingress,
-    PacketDrop, TapLocation,
+    self, AttachPreference, DestinationCounters, DestinationDataplane, DestinationSpec, Ingress,
+    Offered, PacketDrop, TapLocation,
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::ledger::{Count, DestinationLedger, Hop, TapBalance};
@@ -71,13 +71,12 @@ impl Hooks {
 }
 
 impl HookCounts for Hooks {
-    fn offered(&self) -> Option<(u64, u64)> {
-        let offered = self.counters()?.offered?;
-        Some((offered.skbs(), offered.vm.packets))
+    fn offered(&self) -> Option<Offered> {
+        self.counters()?.offered
     }
 
-    fn passed(&self) -> Option<u64> {
-        Some(self.counters()?.d3.packets)
+    fn passed(&self) -> Option<ebpf::Count> {
+        Some(self.counters()?.d3)
     }
 }
 
@@ -311,7 +310,7 @@ impl Delivery {
         c: &DestinationCounters,
         tap: Option<TapBalance>,
     ) -> DestinationLedger {
-        let count = |c: crate::ebpf::Count| Count {
+        let count = |c: ebpf::Count| Count {
             packets: c.packets,
             bytes: c.bytes,
         };

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ebpf::{EbpfError, FlipTime, PacketDrop, SourceCounters, SourceDataplane};
+use crate::ebpf::{
+    Count, EbpfError, FlipTime, Offered, PacketDrop, SourceCounters, SourceDataplane,
+};
 use crate::migrate::tap_watch::HookCounts;
 use crate::net::NetNs;
 
@@ -91,13 +93,12 @@ fn past_hook(counters: &SourceCounters) -> u64 {
 }
 
 impl HookCounts for Hooks {
-    fn offered(&self) -> Option<(u64, u64)> {
-        let offered = self.counters().ok()?.offered?;
-        Some((offered.skbs(), offered.vm.packets))
+    fn offered(&self) -> Option<Offered> {
+        self.counters().ok()?.offered
     }
 
-    fn passed(&self) -> Option<u64> {
-        Some(self.counters().ok()?.s2.packets)
+    fn passed(&self) -> Option<Count> {
+        Some(self.counters().ok()?.s2)
     }
 }
 
