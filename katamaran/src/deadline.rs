@@ -77,6 +77,12 @@ pub const RELAY_CONNECT: Duration = Duration::from_secs(5);
 /// How long a migration stream may wait for those that QEMU opened before it.
 pub const RELAY_ORDER: Duration = Duration::from_secs(5);
 
+/// A stream that QEMU was handed, and on which nothing is acknowledged for so long, is cut: its path has gone silent.
+pub const STREAM_SILENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether a stream is acknowledged.
+pub const STREAM_LOOK: Duration = Duration::from_millis(500);
+
 /// Ending a relay: streams are cut, tasks joined.
 pub const RELAY_SHUTDOWN: Duration = Duration::from_secs(2);
 

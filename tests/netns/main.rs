@@ -1,4 +1,4 @@
-//! `katamaran::net` and `katamaran::discover` on the real kernel, in network namespaces of their own.
+//! `katamaran::net`, `katamaran::discover` and streams of `katamaran::relay` on the real kernel, in network namespaces of their own.
 //!
 //! Needs root. Without it each test prints `SKIP name: reason`, unless `KATAMARAN_REQUIRE` contains
 //! `root`, which turns the skip into a failure. The namespaces have no names: they vanish with the
@@ -19,6 +19,7 @@ mod qemu;
 mod queue;
 mod route;
 mod scratch;
+mod silence;
 mod support;
 mod tap_ring;
 mod vxlan;

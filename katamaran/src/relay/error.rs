@@ -89,4 +89,8 @@ pub enum RelayError {
         direction: Direction,
         source: Arc<io::Error>,
     },
+
+    /// The other node's kernel does not answer on this stream any more.
+    #[error("nothing that was sent on stream {stream} was acknowledged for {} s", .within.as_secs())]
+    Silent { stream: u32, within: Duration },
 }

@@ -1,7 +1,7 @@
 //! Streams that QEMU does not open, but is handed: sockets that are connected to the destination already.
 //!
-//! No byte of theirs comes through here. Their end is seen, and they can be cut, through a second descriptor
-//! of the same socket.
+//! No byte of theirs comes through here. That they end or are not answered any more is seen, and they can be cut,
+//! through a second descriptor of the same socket.
 
 use std::fmt;
 use std::io;
@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 
 use super::connector::{Connector, connect};
 use super::error::RelayError;
+use super::silence::Silence;
 use super::status::RelayStatus;
 use super::tasks::Tasks;
+use crate::deadline;
 use crate::stream::into_tcp;
 
 /// Connections for QEMU. Nobody but who is handed one can get at it: there is no socket to connect to.
@@ -60,11 +62,16 @@ impl HandedStreams {
         // Before QEMU may use it, so that no end is missed.
         let held = Held(TcpStream::from_std(ours).map_err(failed)?);
         self.opened += 1;
-        let open = self.status.open();
+        let (status, open) = (self.status.clone(), self.status.open());
         self.tasks.spawn(async move {
             let _open = open;
-            held.closed().await;
-            tracing::debug!(stream, "a stream that QEMU was handed is over");
+            tokio::select! {
+                () = held.closed() => tracing::debug!(stream, "a stream that QEMU was handed is over"),
+                () = held.silent() => {
+                    let within = deadline::STREAM_SILENCE;
+                    status.fail(RelayError::Silent { stream, within });
+                }
+            }
         });
         Ok(socket.into())
     }
@@ -102,6 +109,19 @@ impl Held {
             }
             let forget = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
             drop(self.0.try_io(Interest::READABLE, forget));
+        }
+    }
+
+    /// Waits until the path has been silent for [`deadline::STREAM_SILENCE`].
+    async fn silent(&self) {
+        let mut silent = Silence::default();
+        loop {
+            match silent.look(&self.0) {
+                Ok(span) if span >= deadline::STREAM_SILENCE => return,
+                Ok(_) => tokio::time::sleep(deadline::STREAM_LOOK).await,
+                // A socket that can't be asked is judged by its end alone.
+                Err(_) => std::future::pending().await,
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ mod error;
 mod governor;
 mod handed;
 mod pump;
+mod silence;
 mod socket;
 mod source;
 mod splice;
