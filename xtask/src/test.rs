@@ -74,20 +74,28 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         }
         steps.command(name, &mut command);
     }
-    let soak = [
-        "soak",
-        "--runs",
-        "2",
-        "--qemu",
-        "both",
-        "--interleave-plain",
-    ];
-    steps.command(
-        "migrations in a row, beside plain QEMU's",
-        Command::new(root.join("target/release/katamaran-lab"))
-            .args(soak)
-            .current_dir(root),
-    );
+    for (name, arguments) in [
+        (
+            "migrations in a row, beside plain QEMU's",
+            "soak --runs 2 --qemu both --interleave-plain",
+        ),
+        (
+            "migrations of disks that are written to flat out",
+            "soak --drives 3 --runs 2 --qemu both",
+        ),
+        (
+            "whatever breaks once the disks are in step",
+            "faults --qemu both --only Ready",
+        ),
+        (
+            "the mirror's throughput, beside QEMU's own",
+            "bench mirror --rounds 3",
+        ),
+    ] {
+        let mut command = Command::new(root.join("target/release/katamaran-lab"));
+        command.args(arguments.split(' ')).current_dir(root);
+        steps.command(name, &mut command);
+    }
     steps.finish()
 }
 

@@ -1,6 +1,7 @@
 //! Migration after migration of a VM that writes to its disks all the time, and what they amount to.
 
 use anyhow::Result;
+use katamaran::migrate::report::Cutover;
 
 use super::disks::DiskFigures;
 use super::figures::{faults, ms, report, verdict};
@@ -21,6 +22,7 @@ struct Outcome {
     qemu: QemuVersion,
     perfect: bool,
     pause_ms: Option<f64>,
+    cutover: Cutover,
     figures: DiskFigures,
 }
 
@@ -92,6 +94,7 @@ fn migrate(
         qemu: scene.qemu,
         perfect: faults.is_empty(),
         pause_ms: run.downtime_ms,
+        cutover: report(&run).map(|r| r.cutover).unwrap_or_default(),
         figures,
     };
     if run.source.is_none() {
@@ -187,8 +190,17 @@ fn summary(options: &SoakOptions, outcomes: &[Outcome]) -> String {
 
 type Figure = fn(&Outcome) -> Option<f64>;
 
-const FIGURES: [(&str, Figure); 6] = [
+const FIGURES: [(&str, Figure); 9] = [
     ("pause, ms", |o| o.pause_ms),
+    ("of it, ending the mirrors", |o| {
+        Some(o.cutover.disks_ended_ms? - o.cutover.stopped_ms?)
+    }),
+    ("then, closing the exports", |o| {
+        Some(o.cutover.handed_over_ms? - o.cutover.disks_ended_ms?)
+    }),
+    ("then, loading V", |o| {
+        Some(o.cutover.loaded_ms? - o.cutover.handed_over_ms?)
+    }),
     ("client's longest write stall, ms", |o| o.figures.stall_ms),
     ("V's longest write, ms", |o| o.figures.write_ms),
     ("its end, ms after STOP", |o| o.figures.write_at_ms),

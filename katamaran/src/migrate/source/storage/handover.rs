@@ -3,12 +3,14 @@
 //! ```text
 //!   a  every job is told to end gracefully; each has to be concluded, without an error, nothing missing
 //!      (meanwhile the rest of the RAM goes over, and QEMU pauses in pre-switchover)
-//!   b  our nodes are removed: the last connection to the destination's drives is gone
-//!   c  the backlog of each drive, 0, goes into the report
-//!   d  with --verify-storage, both nodes' drives are compared
-//!   e  the destination closes its exports
-//!   f  only then QEMU may go on: it lets go of its disks, the destination's QEMU takes its own
+//!   b  the backlog of each drive, 0, goes into the report
+//!   c  with --verify-storage, both nodes' drives are compared
+//!   d  the destination closes its exports, and with them the last connections to its drives
+//!   e  only then QEMU may go on: it lets go of its disks, the destination's QEMU takes its own
 //! ```
+//!
+//! The nodes that the mirrors wrote to stay until the VM runs: nobody writes to them, and removing one takes
+//! QEMU 3 ms.
 //!
 //! N.B. the order is the point. A job that lives when QEMU lets go of its disks crashes it, or loses
 //! what was acknowledged; an export that is open when the destination takes its disks keeps it from that.
@@ -20,7 +22,7 @@ use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::storage::StorageError;
 use crate::qmp::command::{
-    BlockJobCancel, BlockdevDel, JobDismiss, MigrateContinue, MigrationStatus, QueryMigrate,
+    BlockJobCancel, JobDismiss, MigrateContinue, MigrationStatus, QueryMigrate,
 };
 use crate::qmp::{Event, Qmp};
 use crate::relay::RelayStatus;
@@ -95,7 +97,7 @@ pub(crate) async fn hand_over(
 }
 
 impl Mirror {
-    /// Ends every job gracefully, all at once, and removes our nodes.
+    /// Ends every job gracefully, all at once.
     async fn end(&self) -> Result<(), MigrateError> {
         self.watch.expect_end();
         let told = self.drives.iter().map(|drive| {
@@ -115,16 +117,11 @@ impl Mirror {
             ended = ended => ended?,
             () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.endless().into()),
         }
-        // QEMU takes commands in the order in which they are sent, so nothing has to wait in between.
-        let removed = self.drives.iter().map(|drive| async move {
+        let dismissed = self.drives.iter().map(|drive| {
             let id = drive.job.job.clone();
-            let node_name = drive.target.clone();
-            let dismiss = self.execute(drive, "dismiss its mirror", JobDismiss { id });
-            let remove = BlockdevDel { node_name };
-            let detach = self.execute(drive, "detach the destination's drive", remove);
-            futures_util::future::try_join(dismiss, detach).await
+            self.execute(drive, "dismiss its mirror", JobDismiss { id })
         });
-        futures_util::future::try_join_all(removed).await?;
+        futures_util::future::try_join_all(dismissed).await?;
         Ok(())
     }
 
