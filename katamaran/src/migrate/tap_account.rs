@@ -54,7 +54,7 @@ impl TapSample {
 pub struct TapAccount {
     /// read + dropped - offered, with the ring empty.
     ring_offset: Option<i128>,
-    /// The largest of what followed the last reading at which hook and driver agreed.
+    /// `ring_offset` as it was known when hook and driver last agreed.
     ring_offset_agreed: i128,
     /// offered - passed, in packets, with the qdisc empty.
     queue_offset: Option<i128>,

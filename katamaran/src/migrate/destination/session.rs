@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CommonConfig;
@@ -38,6 +39,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 /// From COMMIT's answer to our own announcement. QEMU's first rounds go out as the VM starts; each
 /// round also wakes the guest, which has the held packets to answer first.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
+/// Between two readings of the tap while the VM runs here: what the account of it learns from an empty ring.
+const TAP_LOOK: Duration = Duration::from_millis(20);
 
 /// How a session ended.
 pub(crate) enum End {
@@ -140,6 +143,8 @@ impl Session<'_> {
     ) {
         let mut told_to_stop = false;
         let mut patience: Option<tokio::time::Instant> = None;
+        let mut look_at_tap = interval(TAP_LOOK);
+        look_at_tap.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.stage != Stage::Finished {
             let (give_up_at, announce_at) = (patience, self.announce_at);
             tokio::select! {
@@ -167,6 +172,11 @@ impl Session<'_> {
                 }
                 () = sleep_until(announce_at), if announce_at.is_some() => self.announce().await,
                 () = sleep_until(give_up_at), if give_up_at.is_some() => return,
+                _ = look_at_tap.tick(), if self.stage == Stage::Committed => {
+                    if let Some(delivery) = &self.delivery {
+                        delivery.observe();
+                    }
+                }
             }
         }
     }
