@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::client::Shared;
-use super::command::MigrationStatus;
+use super::command::{JobStatus, MigrationStatus};
 use super::error::QmpError;
 use crate::open_enum::open_enum;
 
@@ -69,6 +69,15 @@ impl Event {
             EventName::JobStatusChange => self.text("id"),
             _ => self.text("device"),
         }
+    }
+
+    /// The new status that a `JOB_STATUS_CHANGE` event carries.
+    #[must_use]
+    pub fn job_status(&self) -> Option<JobStatus> {
+        if self.name != EventName::JobStatusChange {
+            return None;
+        }
+        Some(JobStatus::from(self.text("status")?))
     }
 
     /// A text member of the data.

@@ -107,12 +107,17 @@ impl Exports {
             return Ok(());
         }
         let closed = async {
-            match self.qmp.execute(NbdServerStop).await {
+            // Both at once: QEMU answers in order, and the VM waits for it.
+            let (stopped, left) = tokio::join!(self.qmp.execute(NbdServerStop), self.ours());
+            match stopped {
                 // Somebody else has stopped it: what counts is that the exports are gone.
                 Err(error) if error.is_refused() => tracing::warn!(%error, "close the exports"),
                 stopped => drop(stopped?),
             }
-            self.until_none_is_ours().await
+            match left?.as_slice() {
+                [] => Ok(()),
+                _ => self.until_none_is_ours().await,
+            }
         };
         match closed.await {
             Ok(()) => {

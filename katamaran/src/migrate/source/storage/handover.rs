@@ -9,8 +9,8 @@
 //!   e  only then QEMU may go on: it lets go of its disks, the destination's QEMU takes its own
 //! ```
 //!
-//! The nodes that the mirrors wrote to stay until the VM runs: nobody writes to them, and removing one takes
-//! QEMU 3 ms.
+//! The jobs, concluded, and the nodes that they wrote to stay until the VM runs: nobody uses them any more, and
+//! dismissing a job takes QEMU 1 ms, removing a node 3 ms.
 //!
 //! N.B. the order is the point. A job that lives when QEMU lets go of its disks crashes it, or loses
 //! what was acknowledged; an export that is open when the destination takes its disks keeps it from that.
@@ -21,9 +21,7 @@ use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::storage::StorageError;
-use crate::qmp::command::{
-    BlockJobCancel, JobDismiss, MigrateContinue, MigrationStatus, QueryMigrate,
-};
+use crate::qmp::command::{BlockJobCancel, MigrateContinue, MigrationStatus, QueryMigrate};
 use crate::qmp::{Event, Qmp};
 use crate::relay::RelayStatus;
 
@@ -61,7 +59,7 @@ pub(crate) async fn hand_over(
                     ended = true;
                     run.report.cutover.disks_ended_ms = Some(ms_since(flip));
                 }
-                told = &mut is_held, if !asked => {
+                told = &mut is_held, if ended && !asked => {
                     asked = true;
                     held |= told?;
                 }
@@ -117,11 +115,6 @@ impl Mirror {
             ended = ended => ended?,
             () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.endless().into()),
         }
-        let dismissed = self.drives.iter().map(|drive| {
-            let id = drive.job.job.clone();
-            self.execute(drive, "dismiss its mirror", JobDismiss { id })
-        });
-        futures_util::future::try_join_all(dismissed).await?;
         Ok(())
     }
 

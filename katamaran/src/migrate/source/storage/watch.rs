@@ -92,6 +92,8 @@ struct Followed {
     meter: Meter,
     /// When it was ready the first time, and what was copied then.
     ready: Option<(Duration, u64)>,
+    /// An event said that it is over; nobody has looked since.
+    told_over: bool,
 }
 
 impl Followed {
@@ -100,6 +102,7 @@ impl Followed {
             tracker,
             meter: Meter::default(),
             ready: None,
+            told_over: false,
         }
     }
 
@@ -218,6 +221,9 @@ impl Watcher {
     async fn wait(&mut self) -> Result<(), StorageError> {
         let next_look = tokio::time::sleep(deadline::JOB_POLL);
         tokio::pin!(next_look);
+        if self.all_over() {
+            return Ok(());
+        }
         loop {
             let path = self.path.clone();
             let told = path.failure().is_some();
@@ -233,7 +239,21 @@ impl Watcher {
         }
     }
 
+    /// Whether every job said that it is over. Said once: a look follows.
+    fn all_over(&mut self) -> bool {
+        let all = self.drives.iter().all(|drive| drive.told_over);
+        if all {
+            for drive in &mut self.drives {
+                drive.told_over = false;
+            }
+        }
+        all
+    }
+
     /// Takes note of an event; says whether it is worth a look at the jobs.
+    ///
+    /// While they are ending, the VM is stopped, and each question costs it a millisecond; jobs change their status
+    /// dozens of times then, for each drains the others. One look at the end tells it all.
     fn is_news(&mut self, event: &Event) -> bool {
         let at = self.began.elapsed();
         let job = event.block_job();
@@ -249,10 +269,14 @@ impl Watcher {
                 drive.tracker.note_error(at, event.text("operation"));
                 true
             }
-            EventName::JobStatusChange
-            | EventName::BlockJobCompleted
-            | EventName::BlockJobCancelled
-            | EventName::BlockJobReady => true,
+            EventName::JobStatusChange => {
+                drive.told_over |= event.job_status().is_some_and(|status| status.is_over());
+                !self.ending.load(Ordering::SeqCst) || self.all_over()
+            }
+            EventName::BlockJobCompleted | EventName::BlockJobReady => {
+                !self.ending.load(Ordering::SeqCst)
+            }
+            EventName::BlockJobCancelled => true,
             _ => false,
         }
     }
