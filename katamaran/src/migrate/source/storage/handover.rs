@@ -18,7 +18,7 @@
 use std::time::Instant;
 
 use crate::deadline;
-use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::storage::StorageError;
 use crate::qmp::command::{BlockJobCancel, MigrateContinue, MigrationStatus, QueryMigrate};
@@ -64,11 +64,12 @@ pub(crate) async fn hand_over(
                     held |= told?;
                 }
                 event = armed.prepared.node.events.recv(), if !held => {
-                    held = is_pre_switchover(&event.doing("watch QEMU pause before the switch-over")?)?;
+                    let event = event.doing("watch QEMU pause before the switch-over")?;
+                    held = is_pre_switchover(&event).map_err(|error| mirror.blame(error))?;
                 }
                 notice = armed.prepared.notices.next() => {
                     return Err(match bad_news(notice.doing("hear from the destination")?) {
-                        Some(error) => error,
+                        Some(error) => mirror.blame(error),
                         None => MigrateError::OutOfStep { what: "the hand-over" },
                     });
                 }
@@ -116,6 +117,18 @@ impl Mirror {
             () = tokio::time::sleep(deadline::HAND_OVER) => return Err(self.endless().into()),
         }
         Ok(())
+    }
+
+    /// A path that broke is why QEMU fails, though it does not say so: it flushes what the mirrors wrote to.
+    fn blame(&self, error: MigrateError) -> MigrateError {
+        if !self.watch.is_cut() {
+            return error;
+        }
+        StorageError::PathBroken {
+            job: self.drives[0].job.clone(),
+            reason: chain(&error),
+        }
+        .into()
     }
 
     async fn until_ended(&self) -> Result<(), MigrateError> {

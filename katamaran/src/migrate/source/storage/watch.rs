@@ -21,6 +21,8 @@ pub(crate) struct Watch {
     progress: watch::Receiver<Vec<DriveProgress>>,
     failure: watch::Receiver<Option<StorageError>>,
     ending: Arc<AtomicBool>,
+    path: RelayStatus,
+    drives: usize,
     _task: JoinSet<()>,
 }
 
@@ -37,6 +39,7 @@ impl Watch {
         let ending = Arc::new(AtomicBool::new(false));
         let (progress, progress_seen) = watch::channel(Vec::new());
         let (failure, failure_seen) = watch::channel(None);
+        let (its_path, drives) = (path.clone(), jobs.len());
         let watcher = Watcher {
             qmp,
             events,
@@ -58,8 +61,16 @@ impl Watch {
             progress: progress_seen,
             failure: failure_seen,
             ending,
+            path: its_path,
+            drives,
             _task: task,
         }
+    }
+
+    /// Whether a drive has lost its connection. Each has one of its own, from the start of its job until the
+    /// destination closes its exports.
+    pub(super) fn is_cut(&self) -> bool {
+        is_cut(&self.path, self.drives)
     }
 
     /// From now on the jobs may end, gracefully. To be called before they are told to.
@@ -184,10 +195,8 @@ impl Watcher {
         }
     }
 
-    /// Every drive has a connection of its own, from the start of its job to its end.
     fn is_cut(&self) -> bool {
-        let open = usize::try_from(self.path.counters().streams_open).unwrap_or(usize::MAX);
-        open < self.drives.len() || self.path.failure().is_some()
+        is_cut(&self.path, self.drives.len())
     }
 
     /// An idle mirror does not notice that its target is gone.
@@ -280,6 +289,11 @@ impl Watcher {
             _ => false,
         }
     }
+}
+
+fn is_cut(path: &RelayStatus, drives: usize) -> bool {
+    let open = usize::try_from(path.counters().streams_open).unwrap_or(usize::MAX);
+    open < drives || path.failure().is_some()
 }
 
 fn unwatched(error: QmpError) -> StorageError {
