@@ -171,6 +171,10 @@ pub struct MigrateArgs {
     /// Longest wait, in seconds, for the network to send the VM's packets to the destination by itself (source)
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub cni_convergence_delay: u64,
+    /// Carry connection tracking entries of the VM's flows to the destination, so that connections that a node translates
+    /// or filters by state survive (source)
+    #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::On)]
+    pub conntrack: Switch,
     /// What becomes of the stopped VM on the source once the destination runs it (source)
     #[arg(long, value_name = "quit|keep", value_enum, default_value_t = SourceVm::Quit)]
     pub source_vm: SourceVm,
@@ -207,6 +211,13 @@ pub enum LogFormat {
     Text,
     /// One JSON object per event.
     Json,
+}
+
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// What becomes of the source's stopped VM after COMMIT.

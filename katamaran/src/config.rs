@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{MigrateArgs, SourceVm};
+use crate::cli::{MigrateArgs, SourceVm, Switch};
 
 pub use metrics::MetricsConfig;
 pub use preflight::PreflightConfig;
@@ -88,6 +88,8 @@ pub struct SourceConfig {
     pub storage_sync_timeout: Duration,
     pub verify_storage: bool,
     pub linger_limit: Duration,
+    /// Connection tracking entries are carried.
+    pub conntrack: bool,
     pub source_vm: SourceVm,
 }
 
@@ -249,6 +251,7 @@ fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
         storage_sync_timeout: Duration::from_secs(args.storage_sync_timeout),
         verify_storage: args.verify_storage,
         linger_limit: Duration::from_secs(args.cni_convergence_delay),
+        conntrack: args.conntrack == Switch::On,
         source_vm: args.source_vm,
     })
 }
@@ -267,6 +270,7 @@ fn destination(
         ("--bandwidth", args.bandwidth.is_some()),
         ("--verify-storage", args.verify_storage),
         ("--auto-converge", args.auto_converge),
+        ("--conntrack off", args.conntrack == Switch::Off),
         ("--migration-timeout", args.migration_timeout.is_some()),
         (
             "--trust-shared-volume",

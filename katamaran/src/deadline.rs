@@ -107,6 +107,18 @@ pub const VOLUME: Duration = Duration::from_secs(5);
 /// The destination's look at the shared volumes: it looks, locks and registers in turn.
 pub const ATTACH: Duration = Duration::from_secs(12);
 
+/// What the RAM copy waits for the first look at the VM's connections: tens of thousands take a second.
+pub const CONNTRACK_FIRST_LOOK: Duration = Duration::from_secs(10);
+
+/// What the pause is put off by for connections that have begun since the last look: the VM goes on meanwhile.
+pub const CONNTRACK_HOLD: Duration = Duration::from_millis(100);
+
+/// What the VM's pause may grow by for its connections: the rest of them is carried after COMMIT.
+pub const CONNTRACK_SETTLE: Duration = Duration::from_millis(1);
+
+/// Ending the look at the VM's connections.
+pub const CONNTRACK_END: Duration = Duration::from_secs(2);
+
 /// From the VM's stop until the destination has loaded it: what RAM remained, at the user's pace.
 pub const SWITCHOVER: Duration = Duration::from_secs(30);
 

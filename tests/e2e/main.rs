@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod cancel;
+mod conntrack;
 mod disk_baseline;
 mod disk_failure;
 mod disk_faults;

@@ -61,9 +61,14 @@ fn an_older_kernel_is_told_for_what_it_has_and_lacks() {
     expect(&found, "sch_plug", "ok", &[]);
     expect(&found, "tunnel-kinds", "ok", &["vxlan", "ipip"]);
     expect(&found, "plug-limit", "ok", &["125 MB"]);
+    expect(&found, "conntrack", "ok", &[]);
     expect(&found, "leftovers", "ok", &[]);
 
-    let found = checks(&["sch_plug", "vxlan"], "umount /sys/fs/bpf");
+    let found = checks(
+        &["sch_plug", "vxlan", "nf_conntrack_netlink"],
+        "umount /sys/fs/bpf",
+    );
+    expect(&found, "conntrack", "degraded", &["ctnetlink"]);
     expect(&found, "bpffs", "degraded", &["/sys/fs/bpf"]);
     expect(&found, "sch_plug", "degraded", &[]);
     expect(&found, "tunnel-kinds", "degraded", &["no vxlan"]);

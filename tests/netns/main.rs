@@ -10,6 +10,8 @@
     reason = "tests panic rather than return errors, and print what they skip and measure"
 )]
 
+mod conntrack;
+mod conntrack_scale;
 mod discover;
 mod handle;
 mod inject;
@@ -22,4 +24,5 @@ mod scratch;
 mod silence;
 mod support;
 mod tap_ring;
+mod two_nodes;
 mod vxlan;

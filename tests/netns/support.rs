@@ -102,6 +102,25 @@ impl Net {
         self.try_command("tc", arguments)
     }
 
+    /// Loads rules.
+    #[track_caller]
+    pub(crate) fn nft(&self, rules: &str) {
+        let mut nft = Command::new("nft");
+        let output = self.netns.run(|| nft.arg(rules).output().unwrap()).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft {rules}: {said}");
+    }
+
+    /// Sets a sysctl, by its path under `/proc/sys/net`.
+    #[track_caller]
+    pub(crate) fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/net/{name}");
+        self.netns
+            .run(|| std::fs::write(&path, value))
+            .unwrap()
+            .unwrap_or_else(|error| panic!("write {value} to {path}: {error}"));
+    }
+
     #[track_caller]
     fn command(&self, program: &str, arguments: &str) {
         if let Err(text) = self.try_command(program, arguments) {

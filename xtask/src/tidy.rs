@@ -8,7 +8,15 @@ const MAX_LINES: usize = 500;
 
 /// Modules at the bottom: they know neither each other nor the migration.
 const LEAVES: &[&str] = &[
-    "control", "ebpf", "metrics", "nbd", "net", "qmp", "relay", "volume",
+    "conntrack",
+    "control",
+    "ebpf",
+    "metrics",
+    "nbd",
+    "net",
+    "qmp",
+    "relay",
+    "volume",
 ];
 
 /// `(directory, text that must not appear in it, why)`.

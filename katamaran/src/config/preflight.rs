@@ -3,7 +3,7 @@
 use super::{
     DestinationConfig, Needed, SourceConfig, UsageError, destination, invalid_mode, source,
 };
-use crate::cli::MigrateArgs;
+use crate::cli::{MigrateArgs, Switch};
 
 /// A node that may become a source, a destination, or either. A `qmp` that was not given is an empty path, and
 /// lists of addresses may be empty.
@@ -19,6 +19,12 @@ impl PreflightConfig {
     #[must_use]
     pub fn is_node_only(&self) -> bool {
         self.source.is_some() && self.destination.is_some()
+    }
+
+    /// The VM's connections would move with it.
+    #[must_use]
+    pub fn carries_connections(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.conntrack)
     }
 
     /// Checks what was typed. Without `--mode` the flags of one side stand for it; without any of them, the node is
@@ -70,6 +76,7 @@ fn is_source(args: &MigrateArgs) -> bool {
         || args.bandwidth.is_some()
         || args.verify_storage
         || args.auto_converge
+        || args.conntrack == Switch::Off
         || args.migration_timeout.is_some()
         || !args.trust_shared_volume.is_empty()
 }

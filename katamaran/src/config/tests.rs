@@ -35,6 +35,16 @@ fn a_full_source_command_line_is_taken() {
 }
 
 #[test]
+fn connections_are_carried_unless_it_is_said_otherwise() {
+    let carried = |extra: &[&str]| match config(SOURCE, extra).unwrap() {
+        Config::Source(c) => c.conntrack,
+        Config::Destination(_) => panic!("not a source"),
+    };
+    assert!(carried(&[]) && carried(&["--conntrack=on"]));
+    assert!(!carried(&["--conntrack", "off"]));
+}
+
+#[test]
 fn everything_wrong_is_told_at_once() {
     let text = refused(&["katamaran", "--mode", "source"], &[]);
     for flag in ["--qmp", "--dest-ip", "--vm-ip", "--insecure-plaintext"] {

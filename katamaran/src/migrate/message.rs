@@ -10,6 +10,7 @@
 //!                 (the drives' data travels on connections of its own)
 //!     Incoming ────────────────────────────────▶ QEMU listens for RAM
 //!                 (RAM travels on connections of its own)
+//!     Conntrack (any number, until Finish) ────▶ connections of the VM, for its table
 //!     Block ───────────────────────────────────▶ hold what arrives from now on
 //!     [flip, drain, stop]
 //!     Inject (only if QEMU stopped first) ─────▶ older packets, ahead of the held ones
@@ -29,6 +30,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::conntrack::wire::{ConntrackAnswer, ConntrackBatch};
 use super::ledger::{DestinationLedger, Verdict};
 use super::report::LedgerReport;
 use super::shared::wire::{SharedAnswer, SharedOffer};
@@ -36,7 +38,7 @@ use super::storage::DriveDescription;
 use crate::control::Protocol;
 
 /// The version of these messages that this build speaks.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// UDP port of the vxlan fallback (IANA's is 4789, which a CNI may own).
 pub const VXLAN_PORT: u16 = 7483;
@@ -74,6 +76,8 @@ pub enum Request {
     Incoming {
         multifd_channels: u8,
     },
+    /// Changes of the VM's connections, from the start of the RAM copy on.
+    Conntrack(ConntrackBatch),
     Block,
     Inject {
         frames: Vec<WireFrame>,
@@ -106,6 +110,7 @@ pub enum Reply {
     Checksums(Checksums),
     ExportClosed,
     Listening,
+    Conntrack(ConntrackAnswer),
     Blocked,
     Injected {
         frames: u64,
@@ -245,10 +250,11 @@ mod base64_bytes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conntrack::wire::Fate;
     use super::*;
 
     #[test]
-    fn the_wire_form_is_what_version_2_promises() {
+    fn the_wire_form_is_what_version_3_promises() {
         let golden = [
             (
                 serde_json::to_string(&Request::Block).unwrap(),
@@ -279,11 +285,11 @@ mod tests {
             ),
             (
                 serde_json::to_string(&Request::Hello {
-                    versions: vec![2],
+                    versions: vec![3],
                     software: "0.1.0".into(),
                 })
                 .unwrap(),
-                r#"{"Hello":{"versions":[2],"software":"0.1.0"}}"#,
+                r#"{"Hello":{"versions":[3],"software":"0.1.0"}}"#,
             ),
             (
                 serde_json::to_string(&Request::Inject {
@@ -299,6 +305,19 @@ mod tests {
                 }))
                 .unwrap(),
                 r#"{"Committed":{"resumed_at_us":1,"released_at_us":2}}"#,
+            ),
+            (
+                serde_json::to_string(&Request::Conntrack(ConntrackBatch::default())).unwrap(),
+                r#"{"Conntrack":{"entries":[],"gone":[]}}"#,
+            ),
+            (
+                serde_json::to_string(&Reply::Conntrack(ConntrackAnswer::Done(vec![
+                    Fate::New,
+                    Fate::WithoutHelper,
+                    Fate::Refused("why".into()),
+                ])))
+                .unwrap(),
+                r#"{"Conntrack":{"done":["new","without-helper",{"refused":"why"}]}}"#,
             ),
             (
                 serde_json::to_string(&Notice::Loaded).unwrap(),

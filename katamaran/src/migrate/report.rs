@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::conntrack::report::ConntrackReport;
 use super::ledger::{
     Count, DestinationLedger, DropRecord, Imbalance, Recovered, SourceLedger, Verdict,
 };
@@ -247,6 +248,9 @@ pub struct Report {
     pub shared_volumes: Vec<SharedVolumeReport>,
     pub tunnel: Option<Tunnel>,
     pub buffer: Option<Buffer>,
+    /// The VM's connections, on the source; `null` where nobody asked for them (`--conntrack off`).
+    #[serde(default)]
+    pub conntrack: Option<ConntrackReport>,
     pub ledger: Option<LedgerReport>,
     pub verdict: Verdict,
     /// Why the verdict is not `proven`, when a counter was missing.
@@ -279,6 +283,7 @@ impl Report {
             shared_volumes: Vec::new(),
             tunnel: None,
             buffer: None,
+            conntrack: None,
             ledger: None,
             verdict: Verdict::Unproven,
             unproven: Vec::new(),

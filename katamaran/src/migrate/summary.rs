@@ -41,6 +41,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     write_disks(out, r)?;
     write_cutover(out, r)?;
     write_shared_volumes(out, r)?;
+    write_connections(out, r)?;
     if r.ledger.is_some() {
         write_ledger(out, r)?;
     }
@@ -218,6 +219,49 @@ fn write_shared_volumes(out: &mut String, r: &Report) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+fn write_connections(out: &mut String, r: &Report) -> std::fmt::Result {
+    let Some(c) = &r.conntrack else { return Ok(()) };
+    if c.read == 0 && c.unavailable.is_none() {
+        return writeln!(out, "\n  connections  the source tracked none of the VM's");
+    }
+    let mut parts = vec![format!("{} tracked by the source", c.read)];
+    for (count, what) in [
+        (c.carried, "carried"),
+        (c.ended, "ended meanwhile"),
+        (
+            c.source_translates,
+            "of the carried translated by the source as before",
+        ),
+        (
+            c.bound_to_source,
+            "of the carried bound to an address of the source",
+        ),
+        (c.without_helper, "of the carried without their helper"),
+        (c.relaxed, "whose windows the source no longer checks"),
+        (c.late, "of the carried later than COMMIT"),
+        (c.unanswered, "not answered for"),
+        (c.beyond, "too many to be carried"),
+    ] {
+        if count > 0 || what == "carried" {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    writeln!(out, "\n  connections  {}", parts.join(", "))?;
+    for refused in &c.refused {
+        writeln!(out, "    {} refused: {}", refused.count, refused.reason)?;
+    }
+    match c.settled_ms {
+        Some(ms) if c.settled_late => {
+            writeln!(
+                out,
+                "    complete {ms:.1} ms after the stop, later than COMMIT"
+            )
+        }
+        Some(ms) => writeln!(out, "    complete {ms:.1} ms after the stop"),
+        None => Ok(()),
+    }
 }
 
 fn write_ledger(out: &mut String, r: &Report) -> std::fmt::Result {

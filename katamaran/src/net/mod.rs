@@ -9,6 +9,7 @@
 //! | [`link`] | look devices up, change them, own them |
 //! | [`counters`] | device counters in microseconds, for polling loops |
 //! | [`route`] | routes, addresses, path MTU, the underlay towards a peer |
+//! | [`ways`] | the routes to many addresses at once |
 //! | [`neighbour`] | neighbours, bridge forwarding entries, the device that leads to the VM |
 //! | [`pair`] | the other end of a veth, and where filters send all frames on to |
 //! | [`tap`] | what a tap's counters mean; a longer queue while packets may pile up |
@@ -43,6 +44,7 @@ mod sys;
 pub mod tap;
 pub mod tapfd;
 pub mod vxlan;
+pub mod ways;
 
 pub use error::NetError;
 pub use handle::Netlink;

@@ -63,54 +63,11 @@ impl Netlink {
     /// There is no route, or it rejects packets.
     pub async fn route_get(&self, destination: IpAddr) -> Result<Route> {
         let operation = Operation::new("look up the route to", destination);
-        let mut query = RouteMessage::default();
-        query.header.address_family = family(destination);
-        query.header.destination_prefix_length = bits(destination);
-        query
-            .attributes
-            .push(RouteAttribute::Destination(destination.into()));
-        let reply = self
-            .get(&operation, RouteNetlinkMessage::GetRoute(query))
-            .await?;
-        let RouteNetlinkMessage::NewRoute(reply) = reply else {
+        let query = RouteNetlinkMessage::GetRoute(query(destination));
+        let RouteNetlinkMessage::NewRoute(reply) = self.get(&operation, query).await? else {
             return Err(operation.incomplete("a route"));
         };
-        let RouteHeader { kind, .. } = reply.header;
-        if !matches!(kind, RouteType::Unicast | RouteType::Local) {
-            return Err(NetError::Missing {
-                what: "usable route to",
-                object: format!("{destination} (it is {kind:?})"),
-            });
-        }
-        let mut route = Route {
-            destination,
-            device: 0,
-            gateway: None,
-            source: None,
-            mtu: None,
-            local: kind == RouteType::Local,
-        };
-        for attribute in reply.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => route.device = index,
-                RouteAttribute::Gateway(address) => route.gateway = ip(&address),
-                RouteAttribute::Via(RouteVia::Inet6(address)) => {
-                    route.gateway = Some(address.into());
-                }
-                RouteAttribute::PrefSource(address) => route.source = ip(&address),
-                RouteAttribute::Metrics(metrics) => {
-                    route.mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) if *mtu != 0 => Some(*mtu),
-                        _ => None,
-                    });
-                }
-                _ => {}
-            }
-        }
-        if route.device == 0 {
-            return Err(operation.incomplete("a device"));
-        }
-        Ok(route)
+        Route::read(destination, reply)
     }
 
     /// The longest IP packet, in bytes, that this node can send to `destination` unfragmented, as
@@ -155,6 +112,60 @@ impl Netlink {
         let replies = self.dump(&operation, query).await?;
         Ok(replies.into_iter().filter_map(local_address).collect())
     }
+}
+
+impl Route {
+    /// From the kernel's answer to [`query`].
+    pub(super) fn read(destination: IpAddr, reply: RouteMessage) -> Result<Self> {
+        let RouteHeader { kind, .. } = reply.header;
+        if !matches!(kind, RouteType::Unicast | RouteType::Local) {
+            return Err(NetError::Missing {
+                what: "usable route to",
+                object: format!("{destination} (it is {kind:?})"),
+            });
+        }
+        let mut route = Route {
+            destination,
+            device: 0,
+            gateway: None,
+            source: None,
+            mtu: None,
+            local: kind == RouteType::Local,
+        };
+        for attribute in reply.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => route.device = index,
+                RouteAttribute::Gateway(address) => route.gateway = ip(&address),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                    route.gateway = Some(address.into());
+                }
+                RouteAttribute::PrefSource(address) => route.source = ip(&address),
+                RouteAttribute::Metrics(metrics) => {
+                    route.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) if *mtu != 0 => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        if route.device == 0 {
+            let operation = Operation::new("look up the route to", destination);
+            return Err(operation.incomplete("a device"));
+        }
+        Ok(route)
+    }
+}
+
+/// What asks for the route to one address.
+pub(super) fn query(destination: IpAddr) -> RouteMessage {
+    let mut query = RouteMessage::default();
+    query.header.address_family = family(destination);
+    query.header.destination_prefix_length = bits(destination);
+    query
+        .attributes
+        .push(RouteAttribute::Destination(destination.into()));
+    query
 }
 
 pub(super) fn family(address: IpAddr) -> AddressFamily {

@@ -2,7 +2,8 @@
 
 use super::check::{Area, Check};
 use super::found::Found;
-use crate::config::{CommonConfig, TunnelMode};
+use crate::config::{CommonConfig, PreflightConfig, TunnelMode};
+use crate::conntrack;
 use crate::ebpf::{self, AttachMode, EbpfError, Trial, WitnessMissing};
 use crate::migrate::chain;
 use crate::migrate::message::VXLAN_PORT;
@@ -15,7 +16,11 @@ const AS_ROOT: &str = "Run it as root.";
 const OTHER_TUNNELS: [&str; 4] = ["gretap", "ip6gretap", "ipip", "ip6tnl"];
 
 /// Whether there is a plug; `None` where that could not be tried.
-pub(super) async fn look(config: &CommonConfig, found: &mut Found) -> Option<bool> {
+pub(super) async fn look(
+    all: &PreflightConfig,
+    config: &CommonConfig,
+    found: &mut Found,
+) -> Option<bool> {
     found.push(Check::ok(
         AREA,
         "release",
@@ -35,6 +40,9 @@ pub(super) async fn look(config: &CommonConfig, found: &mut Found) -> Option<boo
     found.push(bpffs());
     let plug = plug(scratch, found).await;
     found.push(tunnels(scratch, config.tunnel).await);
+    if all.carries_connections() {
+        found.push(connections(scratch));
+    }
     leftovers(found);
     plug
 }
@@ -231,6 +239,54 @@ async fn tunnels(scratch: &Scratch, mode: TunnelMode) -> Check {
             format!("{kinds}; no vxlan"),
             "A VM whose full packets do not fit the path with an outer IP header can't be migrated. Load or build vxlan \
              (CONFIG_VXLAN).",
+        ),
+    }
+}
+
+fn connections(scratch: &Scratch) -> Check {
+    let name = "conntrack";
+    let costs = "Connections of the VM that a node translates (services, masquerading) or that its firewall knows may break; \
+                 all else goes on.";
+    let trial = match scratch.netns().run(conntrack::try_entries) {
+        Err(error) => return untried(name, &error),
+        Ok(Err(error)) if error.not_permitted() => {
+            return Check::unchecked(AREA, name, chain(&error), AS_ROOT);
+        }
+        Ok(Err(error)) => {
+            let remedy = format!(
+                "{costs} Load or build ctnetlink (CONFIG_NF_CT_NETLINK) if these nodes do."
+            );
+            return Check::degraded(AREA, name, chain(&error), remedy);
+        }
+        Ok(Ok(trial)) => trial,
+    };
+    match (trial.plain, trial.translated) {
+        (Err(refusal), _) => {
+            let found = format!("an entry is refused: {refusal}");
+            Check::degraded(
+                AREA,
+                name,
+                found,
+                format!("{costs} Look into the kernel's log."),
+            )
+        }
+        (Ok(()), Err(refusal)) => Check::degraded(
+            AREA,
+            name,
+            format!("a translated entry is refused: {refusal}"),
+            format!("{costs} Load or build NAT (CONFIG_NF_NAT) if these nodes translate."),
+        ),
+        (Ok(()), Ok(())) if !trial.news => Check::degraded(
+            AREA,
+            name,
+            "entries can be carried; the kernel tells nothing of new ones",
+            "Each look for new connections walks the whole table of the machine, also in the pause, which may grow by 1 ms. \
+             Set net.netfilter.nf_conntrack_events to 1.",
+        ),
+        (Ok(()), Ok(())) => Check::ok(
+            AREA,
+            name,
+            "entries can be carried, translated ones as well; the kernel tells of new ones",
         ),
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`kernel`] | programs, hooks, drop reasons, the BPF file system, queues and tunnels |
+//! | [`kernel`] | programs, hooks, drop reasons, the BPF file system, queues, tunnels, connections |
 //! | [`privileges`] | capabilities |
 //! | [`qemu`] | the VM's QEMU: can be asked, is in the right state, has what is needed; drives |
 //! | [`wiring`] | the tap, its namespace, the device to hook |
@@ -55,7 +55,7 @@ pub async fn run(config: &PreflightConfig) -> Found {
     };
     let (netlink, netns) = own;
 
-    let plug = kernel::look(common, &mut found).await;
+    let plug = kernel::look(config, common, &mut found).await;
     privileges::look(&found.sides.clone(), &mut found);
     let qemu = qemu::look(config, common, &mut found).await;
     let wiring = wiring::look(config, common, &netlink, qemu.as_ref(), &mut found).await;

@@ -13,8 +13,8 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    MatrixArguments, MirrorBenchOptions, OtherKernel, Scene as ShowScene, SceneDisks, Screen,
-    SoakOptions, demo, fault_matrix, mirror_bench, soak,
+    ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions, OtherKernel, Scene as ShowScene,
+    SceneDisks, Screen, SoakOptions, connections_bench, demo, fault_matrix, mirror_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -138,6 +138,18 @@ enum Bench {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// What the VM's pause pays for carrying its connections
+    Connections {
+        /// QEMU version: 7.2 or 10.0
+        #[arg(long, default_value = "10.0")]
+        qemu: QemuVersion,
+        /// Idle connections of the VM
+        #[arg(long, default_value_t = 1000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(..=100_000))]
+        connections: usize,
+        /// How many times each way
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
 }
 
 /// What every kind of migration is played on.
@@ -161,6 +173,9 @@ struct Scene {
     /// Bytes per second over TCP on IPv6
     #[arg(long)]
     tcp_v6: Option<u64>,
+    /// Bytes per second over TCP through the address of a service, on nodes that translate it and have a firewall
+    #[arg(long)]
+    tcp_service: Option<u64>,
     /// Memory that the guest dirties: MB/s over MiB, such as 60:32
     #[arg(long, value_parser = parse_pair)]
     dirty: Option<(u64, u64)>,
@@ -201,6 +216,7 @@ impl Scene {
                 memory_mib: self.memory,
                 tap_mtu: self.tap_mtu,
                 dirty: self.dirty,
+                guarded: self.tcp_service.is_some(),
                 ..LabConfig::default()
             },
             traffic: TrafficSpec {
@@ -210,6 +226,8 @@ impl Scene {
                 mark: None,
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
+                pps_service: 0,
+                tcp_service: self.tcp_service,
                 disk: self
                     .disk_load
                     .map(|(rate, blocks)| DiskLoad { rate, blocks }),
@@ -317,6 +335,18 @@ fn main() -> Result<()> {
                 rounds,
             };
             mirror_bench(&Screen::default(), &options).map(drop)
+        }
+        Command::Bench(Bench::Connections {
+            qemu,
+            connections,
+            rounds,
+        }) => {
+            let options = ConnectionsBenchOptions {
+                qemu,
+                connections,
+                rounds,
+            };
+            connections_bench(&Screen::default(), &options).map(drop)
         }
         Command::Vm(vm) => vm.run(),
         Command::Matrix(matrix) => finish(matrix.run()?),

@@ -35,8 +35,8 @@ pub(crate) use self::process::program_beside;
 pub use self::qemu::{Guest, GuestSpec, QemuVersion, Start};
 pub use self::qmp::{Event, Qmp};
 pub use self::topology::{
-    CLIENT_V4, CLIENT_V6, GUEST_MAC, GUEST_V4, GUEST_V6, Network, Node, TAP, UNDERLAY,
-    device_counter,
+    CLIENT_V4, CLIENT_V6, GUEST_MAC, GUEST_V4, GUEST_V6, Network, Node, SERVICE_PORT, SERVICE_V4,
+    SERVICE_V6, TAP, UNDERLAY, device_counter,
 };
 pub use self::wiring::{BRIDGE, POD_TAP, POD_VETH, Wiring};
 
@@ -66,6 +66,8 @@ pub struct LabConfig {
     pub dirty: Option<(u64, u64)>,
     /// Whether the block nodes of the drives have names, so that errors can be injected into them.
     pub named_drives: bool,
+    /// Whether the nodes translate a service's address to V's, and have a firewall that knows connections.
+    pub guarded: bool,
     /// More arguments for QEMU, on both nodes.
     pub extra_qemu_args: Vec<String>,
 }
@@ -80,6 +82,7 @@ impl Default for LabConfig {
             tap_queue: 16_384,
             dirty: None,
             named_drives: false,
+            guarded: false,
             extra_qemu_args: Vec::new(),
         }
     }

@@ -9,8 +9,9 @@
 //!
 //! IPv6 is the same with fd00:10:0:N::1 and ::2 (N as in 10.0.N.0), and fd00:244::5 for V. V is routed as Calico
 //! does it: a host route to the tap on the node, proxy ARP towards V, and one route in the fabric
-//! that says at which node V is. What is between node and tap can be more than that: see
-//! [`Wiring`]. Nothing speaks on the taps by itself: no router advertisements,
+//! that says at which node V is; the address of a service that V is behind (10.96.0.10, fd00:96::10) is routed to
+//! the same node. What is between node and tap can be more than that: see [`Wiring`]. Nothing speaks on the taps by
+//! itself: no router advertisements,
 //! no duplicate address detection, no generated addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,10 +20,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::LabConfig;
 use super::netns::Netns;
 use super::peer;
 use super::wiring::{self, Wiring};
+use super::{ECHO_PORT, LabConfig};
 
 /// The places of a lab; each is one namespace. The pods are there where the wiring has them.
 pub(crate) const PLACES: [&str; 6] = ["client", "fab", "a", "b", "pod-a", "pod-b"];
@@ -35,6 +36,12 @@ pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 2);
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 5);
 /// V's address.
 pub const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 5);
+/// The address of a service that V is behind.
+pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The service's address.
+pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+/// The service's port, UDP and TCP.
+pub const SERVICE_PORT: u16 = 80;
 /// V's MAC address.
 pub const GUEST_MAC: &str = "02:00:00:00:00:05";
 /// The name of the tap on both nodes.
@@ -157,6 +164,9 @@ impl Network {
                 let program = peer::attach(network.node(node))?;
                 network.programs.push(Arc::new(program));
             }
+            if config.guarded {
+                network.guard(node)?;
+            }
         }
         network.route_guest_to(Node::A)?;
         Ok(network)
@@ -202,10 +212,39 @@ impl Network {
     pub fn route_guest_to(&self, node: Node) -> Result<()> {
         self.fabric.ip(&format!(
             "route replace {GUEST_V4}/32 via {}
-             -6 route replace {GUEST_V6}/128 via {}",
+             -6 route replace {GUEST_V6}/128 via {}
+             route replace {SERVICE_V4}/32 via {}
+             -6 route replace {SERVICE_V6}/128 via {}",
+            node.ipv4(),
+            node.ipv6(),
             node.ipv4(),
             node.ipv6()
         ))
+    }
+
+    /// Rules as every node of a cluster has them: the service's address is translated to V's, and a firewall knows
+    /// connections. They forget nothing and learn nothing in the middle: a connection that a node has not
+    /// seen from its start is invalid to it.
+    fn guard(&self, node: Node) -> Result<()> {
+        let netns = self.node(node);
+        let rules = format!(
+            "table inet node {{
+                chain translate {{
+                    type nat hook prerouting priority dstnat ;
+                    ip daddr {SERVICE_V4} tcp dport {SERVICE_PORT} dnat ip to {GUEST_V4}:{ECHO_PORT}
+                    ip daddr {SERVICE_V4} udp dport {SERVICE_PORT} dnat ip to {GUEST_V4}:{ECHO_PORT}
+                    ip6 daddr {SERVICE_V6} tcp dport {SERVICE_PORT} dnat ip6 to [{GUEST_V6}]:{ECHO_PORT}
+                }}
+                chain forward {{
+                    type filter hook forward priority filter ;
+                    ct state invalid counter drop
+                    ct state established,related accept
+                    ct state new counter accept
+                }}
+            }}"
+        );
+        netns.command("nft", &[&rules])?;
+        netns.sysctl(&[("netfilter/nf_conntrack_tcp_loose", "0")])
     }
 
     /// A veth between `netns` (eth0, host 2) and the fabric (`port`, host 1).

@@ -17,6 +17,12 @@ pub struct ClientResult {
     pub tcp_v4: Option<TcpResult>,
     /// The TCP connection over IPv6.
     pub tcp_v6: Option<TcpResult>,
+    /// Numbered UDP through the service's address.
+    pub udp_service: Option<UdpResult>,
+    /// The TCP connection through the service's IPv4 address.
+    pub tcp_service: Option<TcpResult>,
+    /// The TCP connection through the service's IPv6 address.
+    pub tcp_service_v6: Option<TcpResult>,
     /// V's own writes to its disks.
     pub disk: Option<DiskResult>,
     /// When only the traffic was on, in ns since the epoch; none if that was not asked for.
@@ -26,12 +32,19 @@ pub struct ClientResult {
 impl ClientResult {
     /// The UDP streams that were on.
     pub fn udp(&self) -> impl Iterator<Item = &UdpResult> {
-        self.udp_v4.iter().chain(&self.udp_v6)
+        self.udp_v4
+            .iter()
+            .chain(&self.udp_v6)
+            .chain(&self.udp_service)
     }
 
     /// The TCP streams that were on.
     pub fn tcp(&self) -> impl Iterator<Item = &TcpResult> {
-        self.tcp_v4.iter().chain(&self.tcp_v6)
+        self.tcp_v4
+            .iter()
+            .chain(&self.tcp_v6)
+            .chain(&self.tcp_service)
+            .chain(&self.tcp_service_v6)
     }
 
     /// UDP packets that never came back, over all streams.
@@ -108,7 +121,11 @@ impl MigrationRun {
     pub fn summary(&self) -> String {
         let show = |ms: Option<f64>| ms.map_or_else(|| "?".to_owned(), |ms| format!("{ms:.1}"));
         let mut line = format!("{}: downtime_ms={}", self.kind, show(self.downtime_ms));
-        for (name, udp) in [("udp4", &self.client.udp_v4), ("udp6", &self.client.udp_v6)] {
+        for (name, udp) in [
+            ("udp4", &self.client.udp_v4),
+            ("udp6", &self.client.udp_v6),
+            ("service-udp", &self.client.udp_service),
+        ] {
             if let Some(udp) = udp {
                 line.push_str(&format!(
                     " {name}[sent={} lost={} dup={} reordered={} gap_ms={:.1} p99_ms={:.1}]",
@@ -121,12 +138,20 @@ impl MigrationRun {
                 ));
             }
         }
-        for (name, tcp) in [("tcp4", &self.client.tcp_v4), ("tcp6", &self.client.tcp_v6)] {
+        for (name, tcp) in [
+            ("tcp4", &self.client.tcp_v4),
+            ("tcp6", &self.client.tcp_v6),
+            ("service", &self.client.tcp_service),
+            ("service6", &self.client.tcp_service_v6),
+        ] {
             if let Some(tcp) = tcp {
                 line.push_str(&format!(
                     " {name}[bytes={} intact={} stall_ms={:.1}]",
                     tcp.echoed_bytes, tcp.intact, tcp.longest_stall_ms
                 ));
+                if let Some(why) = &tcp.broken {
+                    line.push_str(&format!("({} sent: {why})", tcp.sent_bytes));
+                }
             }
         }
         if let Some(disk) = &self.client.disk {

@@ -10,7 +10,8 @@ use super::disk::{self, DiskLoad};
 use super::drives::{self, DriveOptions};
 use super::result::ClientResult;
 use crate::lab::{
-    Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start,
+    Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, SERVICE_PORT,
+    SERVICE_V4, SERVICE_V6, Start,
 };
 use crate::traffic::{AckCollector, Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
 
@@ -38,6 +39,10 @@ pub struct TrafficSpec {
     pub tcp_v4: Option<u64>,
     /// Bytes per second over TCP on IPv6.
     pub tcp_v6: Option<u64>,
+    /// UDP packets per second through the service's IPv4 address; takes a guarded lab.
+    pub pps_service: u32,
+    /// Bytes per second over TCP through each of the service's addresses; takes a guarded lab.
+    pub tcp_service: Option<u64>,
     /// What V writes to each of its disks.
     pub disk: Option<DiskLoad>,
 }
@@ -46,8 +51,11 @@ impl TrafficSpec {
     /// In few words.
     #[must_use]
     pub fn describe(&self) -> String {
-        let udp = self.pps_v4 + self.pps_v6;
-        let tcp: u64 = self.tcp_v4.iter().chain(&self.tcp_v6).sum();
+        let udp = self.pps_v4 + self.pps_v6 + self.pps_service;
+        let tcp: u64 = [self.tcp_v4, self.tcp_v6, self.tcp_service, self.tcp_service]
+            .iter()
+            .flatten()
+            .sum();
         format!(
             "gets {udp} UDP packets/s and {:.1} MB/s of TCP echoed",
             tcp as f64 / 1e6
@@ -61,10 +69,12 @@ impl Default for TrafficSpec {
             disk: None,
             pps_v4: 2000,
             pps_v6: 0,
+            pps_service: 0,
             size: 100,
             mark: None,
             tcp_v4: None,
             tcp_v6: None,
+            tcp_service: None,
         }
     }
 }
@@ -138,6 +148,9 @@ pub struct Client {
     udp_v6: Option<UdpTraffic>,
     tcp_v4: Option<TcpTraffic>,
     tcp_v6: Option<TcpTraffic>,
+    udp_service: Option<UdpTraffic>,
+    tcp_service: Option<TcpTraffic>,
+    tcp_service_v6: Option<TcpTraffic>,
     /// What V reports of its writes.
     acks: Option<AckCollector>,
     calm_ns: Option<(u64, u64)>,
@@ -170,6 +183,18 @@ impl Client {
         Ok(Self {
             tcp_v4: tcp(TcpLoad::new(GUEST_V4, spec.tcp_v4))?,
             tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
+            tcp_service: tcp(TcpLoad {
+                target: (SERVICE_V4, SERVICE_PORT).into(),
+                ..TcpLoad::new(SERVICE_V4, spec.tcp_service)
+            })?,
+            tcp_service_v6: tcp(TcpLoad {
+                target: (SERVICE_V6, SERVICE_PORT).into(),
+                ..TcpLoad::new(SERVICE_V6, spec.tcp_service)
+            })?,
+            udp_service: udp(UdpLoad {
+                target: (SERVICE_V4, SERVICE_PORT).into(),
+                ..UdpLoad::new(SERVICE_V4, spec.pps_service)
+            })?,
             udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
             acks: None,
@@ -187,9 +212,16 @@ impl Client {
         acks.wait_for_more(count, Instant::now() + TRAFFIC_DEADLINE)
     }
 
+    fn udp(&self) -> impl Iterator<Item = &UdpTraffic> {
+        self.udp_v4
+            .iter()
+            .chain(&self.udp_v6)
+            .chain(&self.udp_service)
+    }
+
     /// Has UDP packets marked from now on, or no more.
     pub fn set_marking(&self, on: bool) {
-        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+        for udp in self.udp() {
             udp.set_marking(on);
         }
     }
@@ -208,7 +240,7 @@ impl Client {
     /// When one has not in 10 s.
     pub fn wait_for_more(&self, count: u64) -> Result<()> {
         let deadline = Instant::now() + TRAFFIC_DEADLINE;
-        for udp in self.udp_v4.iter().chain(&self.udp_v6) {
+        for udp in self.udp() {
             udp.wait_for_more(count, deadline)?;
         }
         Ok(())
@@ -225,6 +257,9 @@ impl Client {
             udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
             tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
+            udp_service: self.udp_service.map(UdpTraffic::stop).transpose()?,
+            tcp_service: self.tcp_service.map(TcpTraffic::stop).transpose()?,
+            tcp_service_v6: self.tcp_service_v6.map(TcpTraffic::stop).transpose()?,
             disk: None,
             calm_ns: self.calm_ns,
         })

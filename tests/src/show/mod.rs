@@ -13,6 +13,7 @@
 //! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
 
 mod compare;
+mod connections_bench;
 mod cutover;
 mod demo;
 mod disk_soak;
@@ -29,6 +30,7 @@ mod soak;
 mod spread;
 mod table;
 
+pub use self::connections_bench::{ConnectionsBenchOptions, connections_bench};
 pub use self::demo::demo;
 pub use self::faults::fault_matrix;
 pub use self::matrix::MatrixArguments;

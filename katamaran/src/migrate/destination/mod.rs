@@ -1,6 +1,7 @@
 //! The destination: the node that will run the VM. It does what the source asks, step by step, and
 //! runs the VM on COMMIT and on nothing else.
 
+mod conntrack;
 pub(crate) mod delivery;
 mod ending;
 pub(crate) mod guest;

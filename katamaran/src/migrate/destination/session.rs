@@ -8,10 +8,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CommonConfig;
+use crate::conntrack::Existing;
 use crate::control::{
     ControlConnection, ControlError, Fault, FaultCode, RequestId, Requests, Server, Stream,
     StreamKind, Timing,
 };
+use crate::migrate::conntrack::wire::{ConntrackAnswer, ConntrackBatch};
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
@@ -27,6 +29,7 @@ use crate::qmp::{Event, QmpError};
 use crate::relay::{Carries, DestinationRelay};
 use crate::session_id::SessionId;
 
+use super::conntrack::Carried;
 use super::delivery::Delivery;
 use super::guest;
 use super::look;
@@ -73,6 +76,8 @@ pub(super) struct Session<'a> {
     vm: Option<VmDescription>,
     pub(super) delivery: Option<Delivery>,
     pub(super) shared: Held,
+    /// This node's table of connections, once the source has told of one.
+    connections: Option<Carried>,
     loaded: bool,
     /// The VM runs here.
     pub(super) running: bool,
@@ -120,6 +125,7 @@ pub(crate) async fn serve(
         vm: None,
         delivery: None,
         shared: Held::default(),
+        connections: None,
         loaded: false,
         running: false,
         qemu_gone: false,
@@ -281,6 +287,9 @@ impl Session<'_> {
                 self.receive_ram(multifd_channels).await?;
                 Ok(Reply::Listening)
             }
+            Request::Conntrack(batch) => {
+                Ok(Reply::Conntrack(self.take_in_connections(batch).await))
+            }
             Request::Block => {
                 shared::must_not_write(&self.shared).await?;
                 if let Some(vm) = &self.vm {
@@ -351,6 +360,25 @@ impl Session<'_> {
         )?;
         self.directory = Some(directory.clone());
         Ok(directory)
+    }
+
+    async fn take_in_connections(&mut self, batch: ConntrackBatch) -> ConntrackAnswer {
+        let carried = match &self.connections {
+            Some(carried) => carried,
+            None => match Carried::open(&self.node.netns, &mut self.undo) {
+                Ok(carried) => self.connections.insert(carried),
+                Err(reason) => return ConntrackAnswer::Unavailable(reason),
+            },
+        };
+        // Once the VM runs here, what passes tells this kernel more than the source knows.
+        let existing = match self.stage < Stage::Committed {
+            true => Existing::Update,
+            false => Existing::Keep,
+        };
+        let vm = self.vm.as_ref().map(|vm| vm.addresses.clone());
+        carried
+            .take_in(batch, vm.unwrap_or_default(), existing)
+            .await
     }
 
     async fn receive_ram(&mut self, multifd_channels: u8) -> Result<(), MigrateError> {

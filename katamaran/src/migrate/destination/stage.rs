@@ -72,6 +72,7 @@ pub(crate) fn next(stage: Stage, request: &Request, facts: Facts) -> Result<Stag
             refused("RAM before the drives are exported: refused")
         }
         (Request::Incoming { .. }, Stage::Armed) => Ok(Stage::Listening),
+        (Request::Conntrack(_), Stage::Listening | Stage::Blocked | Stage::Committed) => Ok(stage),
         (Request::Block, Stage::Listening) => Ok(Stage::Blocked),
         (Request::Inject { .. }, Stage::Blocked) => Ok(Stage::Blocked),
         (Request::Checksums { .. }, Stage::Blocked) if facts.exported => Ok(Stage::Blocked),
@@ -100,6 +101,7 @@ fn name(request: &Request) -> &'static str {
         Request::Checksums { .. } => "Checksums",
         Request::CloseExport => "CloseExport",
         Request::Incoming { .. } => "Incoming",
+        Request::Conntrack(_) => "Conntrack",
         Request::Block => "Block",
         Request::Inject { .. } => "Inject",
         Request::Commit => "Commit",
@@ -176,6 +178,22 @@ mod tests {
         );
         for stage in [Stage::Greeted, Stage::Armed, Stage::Blocked] {
             assert!(next(stage, &attach, LOADED).is_err());
+        }
+    }
+
+    #[test]
+    fn connections_are_taken_in_while_the_vm_is_on_its_way_and_after() {
+        let connections = Request::Conntrack(Default::default());
+        for stage in [Stage::Listening, Stage::Blocked, Stage::Committed] {
+            assert_eq!(next(stage, &connections, NOTHING).unwrap(), stage);
+        }
+        for stage in [
+            Stage::Prepared,
+            Stage::Armed,
+            Stage::Finished,
+            Stage::Aborted,
+        ] {
+            assert!(next(stage, &connections, LOADED).is_err());
         }
     }
 

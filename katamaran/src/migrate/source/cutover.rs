@@ -63,6 +63,9 @@ pub(crate) struct Moments {
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
     run.check_interrupt()?;
     must_come_through_hook(&ready.armed)?;
+    if ready.stopped_first.is_none() {
+        run.connections.hold().await;
+    }
     if let Some(mirror) = &ready.armed.mirror {
         let confirmed = mirror.confirm_in_step().await;
         if let Err(error) = confirmed {
@@ -102,6 +105,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
             Err(error) => return Err(cause_of(&mut ready.armed.prepared.notices, error).await),
         },
     };
+    run.connections.settle();
     run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
     ready.governor.set(Pace::Full);
     let drives = match ready.armed.mirror.take() {
@@ -121,6 +125,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
         return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
     }
     run.report.cutover.loaded_ms = Some(ms_since(moments.flip));
+    run.connections.settled().await;
     must_have_let_go(&run.shared).await?;
     Ok(Paused {
         armed: ready.armed,

@@ -55,7 +55,9 @@ impl Committed {
                 self.note_times(&mut run, *resumed).await;
                 run.report.outcome = Outcome::Migrated;
                 run.progress.begin("linger");
+                run.connections.linger();
                 self.linger(&mut run).await;
+                run.connections.end().await;
                 run.progress.begin("reconcile");
                 self.reconcile(&mut run).await;
                 let ended = self.end_source_vm(&mut run).await;
@@ -74,6 +76,7 @@ impl Committed {
             self.say_goodbye(&mut run).await;
         }
         run.progress.end();
+        note_connections(&mut run);
         let mut report = run.report;
         report.phases = run.progress.phases().to_vec();
         report
@@ -322,6 +325,16 @@ fn note_shared_volumes(run: &mut Run, ended: bool) {
             run.config.migration_timeout.as_secs()
         ));
     }
+}
+
+/// What became of the VM's connections, and what the user has to know of it.
+fn note_connections(run: &mut Run) {
+    run.report.conntrack = run.connections.report();
+    let Some(report) = &run.report.conntrack else {
+        return;
+    };
+    let warnings = report.warnings();
+    run.report.warnings.extend(warnings);
 }
 
 /// The kernel's drops as the ledger keeps them. A packet socket that can't keep up loses copies, which

@@ -9,6 +9,7 @@
 //! it can only finish.
 
 mod arm;
+mod conntrack;
 mod cutover;
 mod finish;
 mod hooks;
@@ -25,6 +26,7 @@ pub(crate) use recover::inject;
 
 use tokio_util::sync::CancellationToken;
 
+use self::conntrack::Connections;
 use super::error::{CopyRates, MigrateError, chain};
 use super::ledger::Recovered;
 use super::progress::{Outlets, Progress};
@@ -47,6 +49,8 @@ pub(crate) struct Run {
     pub(crate) undo: UndoStack,
     /// The VM's volumes that both nodes have open.
     pub(crate) shared: Held,
+    /// Of the VM, as this node's kernel tracks them.
+    pub(crate) connections: Connections,
     /// When the user's time is over.
     pub(crate) limit: Option<tokio::time::Instant>,
 }
@@ -105,6 +109,7 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         recovered: Recovered::default(),
         undo: UndoStack::default(),
         shared: Held::default(),
+        connections: Connections::default(),
         limit: None,
     };
     run.progress.start(session);
@@ -165,6 +170,7 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     } else {
         chain(error)
     });
+    report.conntrack = run.connections.report();
     report.phases = run.progress.phases().to_vec();
     // The incoming QEMU is ended once it was asked to receive the VM.
     let let_go = matches!(phase, "copy RAM" | "cutover");

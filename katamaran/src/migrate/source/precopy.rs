@@ -23,6 +23,7 @@ use crate::migrate::report::Role;
 
 use super::Run;
 use super::arm::Armed;
+use super::conntrack::Connections;
 use super::peer::{bad_news, cause_of};
 use super::recover::GiveBack;
 use super::storage;
@@ -66,7 +67,13 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         _ => return Err(MigrateError::OutOfStep { what: "Incoming" }),
     }
     run.start_clock();
+    Connections::follow(&armed.prepared, run);
     set_up_qemu(&armed, run).await?;
+    tokio::select! {
+        biased;
+        error = run.cut_short() => return Err(error),
+        () = run.connections.caught_up() => {}
+    }
 
     let governor = Governor::new(full_pace(run));
     let directory = relay_directory(run.session, Role::Source);
