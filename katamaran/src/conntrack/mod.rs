@@ -31,5 +31,5 @@ pub use entry::{Entry, Flow};
 pub use error::ConntrackError;
 pub use listing::{Family, Fill, Listing};
 pub use news::{Begun, News};
-pub use table::{Added, Existing, Refusal, Table};
+pub use table::{Added, Existing, Refusal, Table, is_tracking};
 pub use trial::{Trial, try_entries};

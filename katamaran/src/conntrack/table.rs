@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::Socket;
@@ -22,6 +23,18 @@ pub(super) type Result<T, E = ConntrackError> = std::result::Result<T, E>;
 const BATCH: usize = 256;
 /// What the kernel answers waits here; an answer takes a good kilobyte of it.
 const RECEIVE_BUFFER: usize = 2 << 20;
+
+/// What every kernel has that tracks connections, whichever way it can be asked for them.
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+/// What every kernel has.
+const SYSCTLS: &str = "/proc/sys/net/core";
+
+/// Whether the kernel tracks connections in the calling thread's network namespace, or might. If not, nothing there
+/// translates addresses or filters by a connection's state; and a socket for the table would load what does.
+#[must_use]
+pub fn is_tracking() -> bool {
+    Path::new(COUNT).exists() || !Path::new(SYSCTLS).exists()
+}
 
 /// What to do with an entry that is there already, with the same translation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,7 +45,7 @@ fn try_one(table: &mut Table, entry: &Entry) -> Result<Result<(), Refusal>, Conn
 }
 
 /// Between addresses that are for documents.
-fn entry(translated: bool) -> Entry {
+pub(crate) fn entry(translated: bool) -> Entry {
     const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
     const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 5);

@@ -314,10 +314,11 @@ mod tests {
                 serde_json::to_string(&Reply::Conntrack(ConntrackAnswer::Done(vec![
                     Fate::New,
                     Fate::WithoutHelper,
+                    Fate::Needless,
                     Fate::Refused("why".into()),
                 ])))
                 .unwrap(),
-                r#"{"Conntrack":{"done":["new","without-helper",{"refused":"why"}]}}"#,
+                r#"{"Conntrack":{"done":["new","without-helper","needless",{"refused":"why"}]}}"#,
             ),
             (
                 serde_json::to_string(&Notice::Loaded).unwrap(),

@@ -241,6 +241,10 @@ fn write_connections(out: &mut String, r: &Report) -> std::fmt::Result {
         (c.without_helper, "of the carried without their helper"),
         (c.relaxed, "whose windows the source no longer checks"),
         (c.late, "of the carried later than COMMIT"),
+        (
+            c.needless,
+            "not needed on the destination, which tracks none",
+        ),
         (c.unanswered, "not answered for"),
         (c.beyond, "too many to be carried"),
     ] {

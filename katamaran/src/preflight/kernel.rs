@@ -247,7 +247,10 @@ fn connections(scratch: &Scratch) -> Check {
     let name = "conntrack";
     let costs = "Connections of the VM that a node translates (services, masquerading) or that its firewall knows may break; \
                  all else goes on.";
-    let trial = match scratch.netns().run(conntrack::try_entries) {
+    let trial = scratch
+        .netns()
+        .run(|| conntrack::is_tracking().then(conntrack::try_entries));
+    let trial = match trial.map(Option::transpose) {
         Err(error) => return untried(name, &error),
         Ok(Err(error)) if error.not_permitted() => {
             return Check::unchecked(AREA, name, chain(&error), AS_ROOT);
@@ -258,7 +261,14 @@ fn connections(scratch: &Scratch) -> Check {
             );
             return Check::degraded(AREA, name, chain(&error), remedy);
         }
-        Ok(Ok(trial)) => trial,
+        Ok(Ok(None)) => {
+            return Check::ok(
+                AREA,
+                name,
+                "this kernel tracks no connections: there are none to carry",
+            );
+        }
+        Ok(Ok(Some(trial))) => trial,
     };
     match (trial.plain, trial.translated) {
         (Err(refusal), _) => {
@@ -280,7 +290,8 @@ fn connections(scratch: &Scratch) -> Check {
             AREA,
             name,
             "entries can be carried; the kernel tells nothing of new ones",
-            "Each look for new connections walks the whole table of the machine, also in the pause, which may grow by 1 ms. \
+            "Each look for new connections walks the whole table of the machine, and what begins in the moments before the \
+             pause is carried after it: packets of it that a firewall drops are sent again. \
              Set net.netfilter.nf_conntrack_events to 1.",
         ),
         (Ok(()), Ok(())) => Check::ok(

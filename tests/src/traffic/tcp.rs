@@ -182,6 +182,8 @@ fn write(mut stream: TcpStream, load: &TcpLoad, progress: &Progress) -> std::io:
             }
         }
     }
+    // N.B. The reader has to know first: the guest may have closed its side before this thread runs again.
+    progress.writer_done.store(true, Relaxed);
     stream.shutdown(Shutdown::Write)
 }
 

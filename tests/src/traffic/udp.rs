@@ -81,6 +81,7 @@ struct Progress {
     marking: AtomicBool,
     sender_done: AtomicBool,
     sent: AtomicU64,
+    refused: AtomicU64,
     received: AtomicU64,
 }
 
@@ -99,6 +100,7 @@ struct Received {
 /// A generator at work.
 #[derive(Debug)]
 pub struct UdpTraffic {
+    target: SocketAddr,
     progress: Arc<Progress>,
     sender: Option<JoinHandle<Result<Sent>>>,
     receiver: Option<JoinHandle<Result<Received>>>,
@@ -116,7 +118,7 @@ impl UdpTraffic {
         }
         // A socket belongs to the namespace it was made in, whoever uses it.
         let socket = netns.run(|| open(&load))??;
-        let run = now_ns();
+        let (run, target) = (now_ns(), load.target);
         let progress = Arc::new(Progress {
             marking: AtomicBool::new(load.mark.is_some_and(|mark| mark.at_once)),
             ..Progress::default()
@@ -135,6 +137,7 @@ impl UdpTraffic {
             thread::spawn(move || receive(&for_receiver.0, for_receiver.1, run, &progress))
         };
         Ok(Self {
+            target,
             progress,
             sender: Some(sender),
             receiver: Some(receiver),
@@ -164,13 +167,17 @@ impl UdpTraffic {
     ///
     /// When they have not at the deadline.
     pub fn wait_for_more(&self, count: u64, deadline: Instant) -> Result<()> {
-        let wanted = self.received() + count;
-        while self.received() < wanted {
+        let (received, sent) = (self.received(), self.sent());
+        while self.received() < received + count {
             if Instant::now() >= deadline {
                 bail!(
-                    "{} of {} packets came back in time",
+                    "of {} packets to {} came {} back, and {} of the last {} in time; the kernel took {} not at all",
+                    self.sent(),
+                    self.target,
                     self.received(),
-                    self.sent()
+                    self.received() - received,
+                    self.sent() - sent,
+                    self.progress.refused.load(Relaxed)
                 );
             }
             thread::sleep(Duration::from_millis(2));
@@ -263,7 +270,10 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
                 sent.at_ns.push(at_ns);
                 progress.sent.fetch_add(1, Relaxed);
             }
-            Err(_) => sent.errors += 1,
+            Err(_) => {
+                sent.errors += 1;
+                progress.refused.fetch_add(1, Relaxed);
+            }
         }
         due_ns += interval_ns;
         let late_ns = monotonic_ns()? - due_ns;

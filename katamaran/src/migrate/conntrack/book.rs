@@ -35,7 +35,7 @@ impl Told {
     }
 
     fn is_carried(&self) -> bool {
-        !matches!(self.fate, None | Some(Fate::Refused(_)))
+        !matches!(self.fate, None | Some(Fate::Needless | Fate::Refused(_)))
     }
 }
 
@@ -121,6 +121,7 @@ impl Book {
         report.without_helper = count(&|t| t.fate == Some(Fate::WithoutHelper));
         report.source_translates = count(&|t| t.is_carried() && t.view.source_translates);
         report.bound_to_source = count(&|t| t.is_carried() && t.view.bound_to_source);
+        report.needless = count(&|t| t.fate == Some(Fate::Needless));
         report.unanswered = count(&|t| t.fate.is_none());
         report.late = count(&|t| t.is_carried() && t.late);
         report.beyond = self.beyond as u64;
@@ -270,8 +271,9 @@ mod tests {
             Fate::WithoutHelper,
             Fate::Refused("full".into()),
             Fate::Refused("full".into()),
+            Fate::Needless,
         ];
-        let mut views: Vec<View> = (0..6).map(view).collect();
+        let mut views: Vec<View> = (0..7).map(view).collect();
         views[0].source_translates = true;
         views[1].bound_to_source = true;
         views[3].bound_to_source = true;
@@ -279,7 +281,8 @@ mod tests {
         book.changes(views, true, false, now);
         book.answered(flows.into_iter(), fates.to_vec(), false);
         let report = counted(&book);
-        assert_eq!((report.read, report.carried, report.unanswered), (6, 3, 1));
+        assert_eq!((report.read, report.carried, report.unanswered), (7, 3, 1));
+        assert_eq!(report.needless, 1);
         assert_eq!((report.there_before, report.without_helper), (1, 1));
         assert_eq!((report.source_translates, report.bound_to_source), (1, 1));
         assert_eq!(

@@ -23,6 +23,9 @@ pub struct ConntrackReport {
     pub bound_to_source: u64,
     /// Carried, and removed again because they had ended on the source before the VM was stopped.
     pub ended: u64,
+    /// Not on the destination, and not needed there: its kernel tracks no connections, and these are not translated.
+    #[serde(default)]
+    pub needless: u64,
     /// Not on the destination, by reason.
     pub refused: Vec<Refused>,
     /// Read, and not answered for by the destination.
@@ -124,6 +127,7 @@ mod tests {
                 count: 3,
             }],
             unanswered: 2,
+            needless: 7,
             ..ConntrackReport::default()
         };
         let told = report.warnings();

@@ -43,6 +43,8 @@ pub enum Fate {
     Updated,
     /// It was there, with the same translation.
     Kept,
+    /// Not added: that kernel tracks no connections, and this one is not translated.
+    Needless,
     /// Not added, and why.
     Refused(String),
 }

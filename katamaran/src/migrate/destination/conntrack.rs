@@ -4,15 +4,15 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::conntrack::{Added, ConntrackError, Entry, Existing, Fill, Flow, Refusal, Table};
+use crate::conntrack::{self, Added, ConntrackError, Entry, Existing, Fill, Flow, Refusal, Table};
 use crate::migrate::conntrack::wire::{ConntrackAnswer, ConntrackBatch, Fate};
 use crate::migrate::error::chain;
 use crate::migrate::rollback::UndoStack;
 use crate::net::NetNs;
 
-/// This node's table, and what we put into it.
+/// This node's table, and what we put into it; none where its kernel tracks no connections.
 #[derive(Debug, Clone)]
-pub(super) struct Carried(Arc<Mutex<Entries>>);
+pub(super) struct Carried(Option<Arc<Mutex<Entries>>>);
 
 #[derive(Debug)]
 struct Entries {
@@ -27,18 +27,27 @@ impl Carried {
     /// # Errors
     /// Why no entry can be added.
     pub(super) fn open(netns: &NetNs, undo: &mut UndoStack) -> Result<Self, String> {
+        if !netns
+            .run(conntrack::is_tracking)
+            .map_err(|error| chain(&error))?
+        {
+            tracing::debug!(
+                "this kernel tracks no connections: it needs to know none that is not translated"
+            );
+            return Ok(Self(None));
+        }
         let mut table = netns
             .run(Table::open)
             .map_err(|error| chain(&error))?
             .map_err(|error| chain(&error))?;
         table.probe().map_err(|error| chain(&error))?;
-        let carried = Self(Arc::new(Mutex::new(Entries {
+        let entries = Arc::new(Mutex::new(Entries {
             table,
             ours: HashSet::new(),
-        })));
-        let added = carried.clone();
+        }));
+        let added = entries.clone();
         undo.on_abort("connections of the VM", move || async move {
-            let removed = added.work(|entries| {
+            let removed = work(added, |entries| {
                 let flows: Vec<Flow> = entries.ours.drain().collect();
                 entries.table.remove(&flows)
             });
@@ -47,7 +56,7 @@ impl Carried {
                 Err(error) => Err(chain(&error)),
             }
         });
-        Ok(carried)
+        Ok(Self(Some(entries)))
     }
 
     /// Makes the source's changes, for connections of the VM only.
@@ -57,24 +66,37 @@ impl Carried {
         vm: Vec<IpAddr>,
         existing: Existing,
     ) -> ConntrackAnswer {
-        let taken = self.work(move |entries| entries.take_in(&batch, &vm, existing));
+        let Some(entries) = self.0.clone() else {
+            return ConntrackAnswer::Done(batch.entries.iter().map(without_table).collect());
+        };
+        let taken = work(entries, move |entries| {
+            entries.take_in(&batch, &vm, existing)
+        });
         match taken.await {
             Ok(Ok(fates)) => ConntrackAnswer::Done(fates),
             Ok(Err(error)) => ConntrackAnswer::Unavailable(chain(&error)),
             Err(reason) => ConntrackAnswer::Unavailable(reason),
         }
     }
+}
 
-    /// Off the runtime's threads: the kernel works while we ask it.
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Entries) -> T + Send + 'static,
-    ) -> Result<T, String> {
-        let entries = self.0.clone();
-        let work = move || work(&mut entries.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| error.to_string())
+/// Off the runtime's threads: the kernel works while we ask it.
+async fn work<T: Send + 'static>(
+    entries: Arc<Mutex<Entries>>,
+    work: impl FnOnce(&mut Entries) -> T + Send + 'static,
+) -> Result<T, String> {
+    let work = move || work(&mut entries.lock().unwrap_or_else(PoisonError::into_inner));
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// What becomes of an entry where the kernel tracks no connections: no firewall asks for their state, but nothing
+/// translates them either.
+fn without_table(entry: &Entry) -> Fate {
+    match entry.is_translated() {
+        true => Fate::Refused("its kernel tracks no connections, so it translates none".to_owned()),
+        false => Fate::Needless,
     }
 }
 
@@ -158,6 +180,14 @@ fn room(fill: Fill) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_nothing_is_tracked_only_translations_are_missed() {
+        let plain = conntrack::trial::entry(false);
+        let translated = conntrack::trial::entry(true);
+        assert_eq!(without_table(&plain), Fate::Needless);
+        assert!(matches!(without_table(&translated), Fate::Refused(_)));
+    }
 
     #[test]
     fn an_eighth_of_the_table_stays_free() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::conntrack::Entry;
+use crate::conntrack::{self, Entry};
 use crate::deadline;
 use crate::migrate::conntrack::book::Book;
 use crate::migrate::conntrack::report::ConntrackReport;
@@ -74,6 +74,11 @@ impl Work {
 
     async fn follow(&mut self, orders: &mut watch::Receiver<Order>) -> Result<(), String> {
         let at_source = |reason: &str| format!("the source: {reason}");
+        let tracking = self.netns.run(conntrack::is_tracking);
+        if !tracking.map_err(|error| at_source(&chain(&error)))? {
+            tracing::debug!("the source's kernel tracks no connections: there are none to carry");
+            return Ok(());
+        }
         let eyes = self.netns.run(|| Eyes::open(&self.vm));
         let eyes = eyes.map_err(|error| at_source(&chain(&error)))?;
         let mut eyes = eyes.map_err(|error| at_source(&chain(&error)))?;
