@@ -24,6 +24,8 @@ pub mod encap {
     pub const IP: u32 = 0;
     /// Frames leave unchanged through a tunnel device.
     pub const DEVICE: u32 = 1;
+    /// As [`IP`], with a GRE header behind the outer IP header.
+    pub const GRE: u32 = 2;
 }
 
 /// The largest number of addresses a VM may have.
@@ -50,7 +52,7 @@ pub struct Config {
     pub oversize_ifindex: u32,
     /// S: largest outer IP packet that the path carries, bytes.
     pub path_mtu: u32,
-    /// [`encap`].
+    /// [`encap`]; at D whether it is [`encap::GRE`] that packets arrive in.
     pub encap: u32,
     /// D: the device that V's packets are handed to.
     pub deliver_ifindex: u32,

@@ -11,7 +11,7 @@
 
 use katamaran_common::counter::{Counter, Digest, Stamp};
 use katamaran_common::digest::contribution;
-use katamaran_common::layout::Config;
+use katamaran_common::layout::{Config, encap};
 use katamaran_common::packet::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, PacketRead as _, parse_ip, parse_l4,
     protocol,
@@ -20,7 +20,7 @@ use katamaran_common::segments::{count_of, wire_segments};
 use katamaran_common::sequence::{NUMBER_BITS_V4, NUMBER_BITS_V6};
 
 use crate::context::Skb;
-use crate::encapsulate::FIXED_GSO;
+use crate::encapsulate::{FIXED_GSO, carried, gre_length};
 use crate::maps;
 use crate::programs::PASS;
 
@@ -44,9 +44,13 @@ pub(crate) fn run(skb: &Skb) -> Option<i32> {
     } else {
         ETHERTYPE_IPV6
     };
-    let header = outer.l4_offset - ETHERNET_LENGTH;
+    if config.encap == encap::GRE && !is_plain_gre(skb, &outer, inner_ethertype) {
+        return Some(pass_other(skb));
+    }
+    let at = outer.l4_offset + gre_length(config);
+    let header = at - ETHERNET_LENGTH;
     let inner_room = room.saturating_sub(header);
-    let Some(inner) = parse_ip(skb, inner_ethertype, outer.l4_offset, inner_room) else {
+    let Some(inner) = parse_ip(skb, inner_ethertype, at, inner_room) else {
         return Some(pass_other(skb));
     };
     if !maps::is_address(&inner.destination) {
@@ -68,17 +72,29 @@ fn from_peer(config: &Config, outer: &Ip) -> bool {
     if outer.fragment != 0 {
         return false;
     }
+    let plain = if outer.v4 {
+        protocol::IPIP
+    } else {
+        protocol::IPV6
+    };
+    if outer.protocol != carried(config, plain) {
+        return false;
+    }
     if outer.v4 {
         config.families & 1 != 0
-            && outer.protocol == protocol::IPIP
             && outer.source == config.remote4
             && outer.destination == config.local4
     } else {
         config.families & 2 != 0
-            && outer.protocol == protocol::IPV6
             && outer.source == config.remote6
             && outer.destination == config.local6
     }
+}
+
+/// Whether the GRE header is one that our program writes: no options, and a packet of the family in it.
+#[inline(always)]
+fn is_plain_gre(skb: &Skb, outer: &Ip, ethertype: u16) -> bool {
+    skb.half(outer.l4_offset) == Some(0) && skb.half(outer.l4_offset + 2) == Some(ethertype)
 }
 
 /// Counts the packet, takes `header` bytes of outer header off and sends it to V's device.

@@ -116,7 +116,7 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
 /// How a packet gets to D, and how many it is on the wire then.
 #[inline(always)]
 fn plan(skb: &Skb, config: &Config, ip: &Ip, l4: &L4, gso_size: u32) -> (Fit, u32) {
-    let fit = if config.encap == encap::IP {
+    let fit = if config.encap != encap::DEVICE {
         fit(config, ip, l4, gso_size)
     } else {
         Fit::Device {

@@ -1,13 +1,14 @@
 //! `ktm_xmit` and `ktm_drop`: the kernel as witness.
 
 use katamaran_common::counter::Counter;
-use katamaran_common::layout::{Config, DropKey, KernelOffsets};
+use katamaran_common::layout::{Config, DropKey, KernelOffsets, encap};
 use katamaran_common::packet::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, L4, parse_ip, parse_l4, protocol,
 };
 use katamaran_common::segments::{count_of, wire_segments};
 use katamaran_common::trace::Tunnel;
 
+use crate::encapsulate::{carried, gre_length};
 use crate::kernel::{KernelBytes, KernelSkb, device};
 use crate::maps;
 
@@ -62,7 +63,11 @@ pub(crate) fn dropped(skb: u64, location: u64, reason: u32) -> Option<()> {
         ip
     };
     let l4 = parse_l4(&bytes, &inner);
-    let tunnel = if in_tunnel { Tunnel::Ip } else { Tunnel::None };
+    let tunnel = match (in_tunnel, config.encap) {
+        (false, _) => Tunnel::None,
+        (true, encap::GRE) => Tunnel::Gre,
+        (true, _) => Tunnel::Ip,
+    };
     let key = DropKey {
         location,
         reason,
@@ -91,9 +96,9 @@ fn tunnelled(config: &Config, outer: &Ip, bytes: &KernelBytes) -> Option<Ip> {
         )
     };
     let ours = outer.destination == ends.0 || outer.destination == ends.1;
-    if !ours || outer.protocol != number || outer.fragment != 0 {
+    if !ours || outer.protocol != carried(config, number) || outer.fragment != 0 {
         return None;
     }
-    let room = outer.length.saturating_sub(outer.l4_offset);
-    parse_ip(bytes, ethertype, outer.l4_offset, room)
+    let at = outer.l4_offset + gre_length(config);
+    parse_ip(bytes, ethertype, at, outer.length.saturating_sub(at))
 }

@@ -36,6 +36,8 @@ pub enum TunnelMode {
     Auto,
     /// Encapsulated by the eBPF program: IPIP for IPv4, IP6IP6 for IPv6.
     Ipip,
+    /// The same with a GRE header, for networks that carry no IP protocol 4 or 41.
+    Gre,
     /// The kernel's vxlan device, which may fragment its outer header.
     Vxlan,
     /// No redirect: packets that reach the source after the VM stopped are lost, and said to be.
@@ -315,11 +317,7 @@ fn common(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
         "ipip" => TunnelMode::Ipip,
         "vxlan" => TunnelMode::Vxlan,
         "none" => TunnelMode::None,
-        "gre" => {
-            problems
-                .push("--tunnel-mode gre is not implemented yet: use auto, ipip or vxlan".into());
-            TunnelMode::Auto
-        }
+        "gre" => TunnelMode::Gre,
         other => {
             problems.push(format!(
                 "invalid --tunnel-mode {other:?}: it is auto, ipip, gre, vxlan or none"

@@ -98,8 +98,12 @@ pub const REFUSAL: Duration = Duration::from_secs(1);
 /// Before the destination's port is tried again after it could not accept.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// A request to the other node, unless it has a limit of its own. Arming loads programs there.
+/// A request to the other node, unless it has a limit of its own.
 pub const REQUEST: Duration = Duration::from_secs(10);
+
+/// The destination's data path: the kernel there checks programs, and may load the modules of tunnel and
+/// plug. Nothing waits for it: the VM runs on, and no packet is turned yet.
+pub const ARM: Duration = Duration::from_secs(40);
 
 /// A look at the shared volumes, locks and reservations on them: their server answers, or hangs.
 pub const VOLUME: Duration = Duration::from_secs(5);

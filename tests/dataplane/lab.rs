@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use katamaran::ebpf::{
-    AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, SourceDataplane,
-    SourceSpec, TapLocation, sweep,
+    AttachPreference, DestinationDataplane, DestinationSpec, Encap, Ingress, Outer,
+    SourceDataplane, SourceSpec, TapLocation, sweep,
 };
 use katamaran::session_id::SessionId;
 
@@ -51,6 +51,7 @@ pub(crate) struct Lab {
     pub(crate) guest: File,
     pub(crate) session: SessionId,
     underlay_mtu: u32,
+    outer: Outer,
 }
 
 impl Lab {
@@ -85,7 +86,14 @@ impl Lab {
             guest,
             session: unique_session(),
             underlay_mtu,
+            outer: Outer::Ip,
         }
+    }
+
+    /// The same with other headers around V's packets.
+    pub(crate) fn through(mut self, outer: Outer) -> Self {
+        self.outer = outer;
+        self
     }
 
     /// Has V run behind a node.
@@ -139,6 +147,7 @@ impl Lab {
             vm_addresses: self.vm_addresses(),
             vm_mac: VM_MAC,
             encap: Encap::Ip {
+                outer: self.outer,
                 underlay_ifindex: self.a.netns.ifindex("up0"),
                 local: self.a.addresses(),
                 remote: self.b.addresses(),
@@ -154,6 +163,7 @@ impl Lab {
         DestinationSpec {
             session: self.session,
             ingress: vec![Ingress::Ip {
+                outer: self.outer,
                 underlay_ifindex: self.b.netns.ifindex("up0"),
                 local: self.b.addresses(),
                 remote: self.a.addresses(),

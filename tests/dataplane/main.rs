@@ -11,6 +11,7 @@ mod copies;
 mod cutover;
 mod device;
 mod drops;
+mod gre;
 mod lab;
 mod lifecycle;
 mod mtu;

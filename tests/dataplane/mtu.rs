@@ -89,7 +89,7 @@ impl Detour {
     }
 }
 
-fn full_size_datagrams(lab: &Lab, address: &str, size: usize, detour: Detour) {
+pub(crate) fn full_size_datagrams(lab: &Lab, address: &str, size: usize, detour: Detour) {
     let (mut source_spec, mut destination_spec) = (lab.source_spec(), lab.destination_spec());
     detour.prepare(lab, &mut source_spec, &mut destination_spec);
     let pump = lab.pump(&lab.a);

@@ -155,6 +155,15 @@ fn full_size_packets_take_a_tunnel_that_may_fragment_with_nothing_lost_and_proof
 }
 
 #[test]
+fn a_vm_of_both_families_moves_through_gre_with_nothing_lost_and_proof() {
+    require!(Root, Bpf, Lab);
+    let run = migrate(stage(QemuVersion::V10_0, 1450), &["--tunnel-mode=gre"]);
+    assert_perfect(&run);
+    let report = report(side(&run.source));
+    assert!(report["tunnel"].to_string().contains("gre"), "{report:#}");
+}
+
+#[test]
 fn without_a_tunnel_nothing_is_proven() {
     require!(Root, Bpf, Lab);
     let mut options = MigrationOptions {

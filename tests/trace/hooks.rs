@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use katamaran::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocation};
+use katamaran::ebpf::{AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
 use katamaran::session_id::SessionId;
 
 use crate::require;
@@ -21,6 +21,7 @@ fn arm(stage: &Stage, attach: AttachPreference) -> SourceDataplane {
         vm_addresses: vec![VM.parse().unwrap()],
         vm_mac: [2, 0, 0, 0, 0, 5],
         encap: Encap::Ip {
+            outer: Outer::Ip,
             underlay_ifindex: stage.node.ifindex("up0"),
             local: vec!["10.80.0.1".parse().unwrap()],
             remote: vec!["10.80.0.2".parse().unwrap()],

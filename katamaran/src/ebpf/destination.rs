@@ -17,7 +17,7 @@ use super::error::EbpfError;
 use super::object;
 use super::place::{Place, PodEnd};
 use super::plane::Plane;
-use super::source::TapLocation;
+use super::source::{Outer, TapLocation};
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
 
@@ -26,6 +26,8 @@ use super::witness::WitnessMissing;
 pub enum Ingress {
     /// Encapsulated by S's program, on the underlay device.
     Ip {
+        /// What is in front of them.
+        outer: Outer,
         /// The device towards S.
         underlay_ifindex: u32,
         /// D's addresses on the node network.
@@ -198,11 +200,13 @@ fn config(spec: &DestinationSpec) -> Result<Config, EbpfError> {
     for ingress in &spec.ingress {
         match ingress {
             Ingress::Ip {
+                outer,
                 underlay_ifindex,
                 local,
                 remote,
             } => {
                 device::ethernet_address(*underlay_ifindex)?;
+                config.encap = outer.code();
                 set_ends(&mut config, local, remote, &spec.vm_addresses)?;
             }
             Ingress::Frames { ifindex } => {

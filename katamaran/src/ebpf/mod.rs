@@ -64,7 +64,7 @@ pub use katamaran_common::layout::Count;
 pub use object::object_state;
 pub use place::PodEnd;
 pub use sessions::{ArmedHooks, HookMode, armed_hooks};
-pub use source::{Encap, FlipTime, SourceDataplane, SourceSpec, TapLocation};
+pub use source::{Encap, FlipTime, Outer, SourceDataplane, SourceSpec, TapLocation};
 pub use symbols::Symbols;
 pub use trace::{DropTrace, DroppedPacket, LostEvents};
 pub use trial::{Trial, drop_reasons, try_programs};

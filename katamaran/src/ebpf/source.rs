@@ -32,11 +32,31 @@ pub struct TapLocation {
     pub ifindex: u32,
 }
 
+/// What the source's program puts in front of a packet, and the destination's takes off again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// An IP header: IPIP, IP6IP6.
+    Ip,
+    /// An IP header and one of GRE without options, for networks that carry no IP protocol 4 or 41.
+    Gre,
+}
+
+impl Outer {
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::Ip => encap::IP,
+            Self::Gre => encap::GRE,
+        }
+    }
+}
+
 /// How packets get to D.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Encap {
-    /// The program writes the outer IP header itself.
+    /// The program writes the outer header itself.
     Ip {
+        /// Which.
+        outer: Outer,
         /// The device towards D.
         underlay_ifindex: u32,
         /// S's addresses on the node network.
@@ -308,6 +328,7 @@ fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
     };
     match &spec.encap {
         Encap::Ip {
+            outer,
             underlay_ifindex,
             local,
             remote,
@@ -315,7 +336,7 @@ fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
             oversize_ifindex,
         } => {
             device::ethernet_address(*underlay_ifindex)?;
-            config.encap = encap::IP;
+            config.encap = outer.code();
             config.out_ifindex = *underlay_ifindex;
             config.path_mtu = *path_mtu;
             config.oversize_ifindex = oversize_ifindex.unwrap_or(0);

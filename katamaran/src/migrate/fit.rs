@@ -12,11 +12,16 @@ use crate::net::link::LinkInfo;
 use crate::net::route::Underlay;
 use crate::net::vxlan;
 
+/// Bytes of a GRE header without options.
+const GRE_HEADER: u32 = 4;
+
 /// What is put around a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carrier {
     /// An IP header, by the program. Such packets are never fragmented.
     Ip,
+    /// An IP header and one of GRE, by the program. Not fragmented either.
+    Gre,
     /// A vxlan device's headers. The kernel fragments them where the outer packet is IPv4.
     Vxlan,
 }
@@ -62,6 +67,7 @@ impl fmt::Display for Fit {
         } = self;
         let what = match self.carrier {
             Carrier::Ip => "outer header",
+            Carrier::Gre => "outer header and GRE",
             Carrier::Vxlan => "vxlan",
         };
         let relation = if self.fits() { "<=" } else { ">" };
@@ -87,11 +93,16 @@ pub(crate) fn of(
         peer: underlay.peer,
         path_mtu: underlay.mtu,
     };
+    let gre = if carrier == Carrier::Gre {
+        GRE_HEADER
+    } else {
+        0
+    };
     match carrier {
-        Carrier::Ip => underlays
+        Carrier::Ip | Carrier::Gre => underlays
             .iter()
             .filter(|u| vm_ips.iter().any(|vm| vm.is_ipv4() == u.peer.is_ipv4()))
-            .map(|u| fit(if u.peer.is_ipv4() { 20 } else { 40 }, u))
+            .map(|u| fit(gre + if u.peer.is_ipv4() { 20 } else { 40 }, u))
             .collect(),
         // One device carries the frames of all families.
         Carrier::Vxlan => underlays
@@ -132,10 +143,18 @@ pub(crate) fn choose(
             tracing::debug!(reason = too_big, "full packets do not fit with IPIP");
             vxlan()
         }
-        TunnelMode::Ipip => Err(refused(format!(
-            "--tunnel-mode ipip: a full packet does not fit: {too_big}; use auto or vxlan, which fragments the outer packet"
-        ))),
+        TunnelMode::Ipip => Err(does_not_fit("ipip", &too_big)),
+        TunnelMode::Gre => match list(fits(Carrier::Gre), Fit::fits) {
+            too_big if too_big.is_empty() => Ok(Tunnel::Gre),
+            too_big => Err(does_not_fit("gre", &too_big)),
+        },
     }
+}
+
+fn does_not_fit(mode: &str, too_big: &str) -> MigrateError {
+    refused(format!(
+        "--tunnel-mode {mode}: a full packet does not fit: {too_big}; use auto or vxlan, which fragments the outer packet"
+    ))
 }
 
 /// Those that are not `good`.
@@ -184,6 +203,8 @@ mod tests {
                 1461,
                 Some(Tunnel::Vxlan { port: VXLAN_PORT }),
             ),
+            (TunnelMode::Gre, 1456, Some(Tunnel::Gre)),
+            (TunnelMode::Gre, 1457, None),
             // Over IPv4 it may be cut in pieces.
             (
                 TunnelMode::Vxlan,
@@ -215,6 +236,9 @@ mod tests {
         let path = [underlay("10.0.0.2", 1500)];
         let error = choose(TunnelMode::Ipip, &ips(&["10.1.0.5"]), &tap(1490), &path).unwrap_err();
         let words = "1490 (MTU of tap0) + 20 (outer header) > 1500 (path to 10.0.0.2)";
+        assert!(error.to_string().contains(words), "{error}");
+        let error = choose(TunnelMode::Gre, &ips(&["10.1.0.5"]), &tap(1477), &path).unwrap_err();
+        let words = "1477 (MTU of tap0) + 24 (outer header and GRE) > 1500 (path to 10.0.0.2)";
         assert!(error.to_string().contains(words), "{error}");
     }
 }

@@ -185,6 +185,8 @@ pub struct Summary {
 pub enum Tunnel {
     /// Encapsulated by the program: IPIP and IP6IP6.
     Ip,
+    /// The same with a GRE header.
+    Gre,
     /// Ethernet frames through a vxlan device.
     Vxlan { port: u16 },
     /// No redirect.

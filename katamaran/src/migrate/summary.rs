@@ -182,6 +182,7 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
         (Some(tunnel), Some(buffer)) => {
             let tunnel = match tunnel {
                 Tunnel::Ip => "IPIP/IP6IP6, encapsulated by the eBPF program".to_owned(),
+                Tunnel::Gre => "GRE over IPv4/IPv6, encapsulated by the eBPF program".to_owned(),
                 Tunnel::Vxlan { port } => format!("vxlan device, UDP port {port}"),
                 Tunnel::None => "no tunnel".to_owned(),
             };

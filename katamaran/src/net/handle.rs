@@ -21,8 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{NetError, NetNs, Result};
 
 /// How long one netlink request may take. The kernel works on most of them under one global lock
-/// that a busy node can hold for long.
-pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// that a busy node can hold for long, and the first device or qdisc of its kind loads a module.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long the connection's task may take to end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);

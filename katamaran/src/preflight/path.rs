@@ -107,6 +107,7 @@ fn longest(config: &SourceConfig, wiring: &Wiring, underlay: &Underlay) -> u32 {
     let carrier = match config.common.tunnel {
         TunnelMode::Vxlan => Carrier::Vxlan,
         TunnelMode::Auto | TunnelMode::Ipip | TunnelMode::None => Carrier::Ip,
+        TunnelMode::Gre => Carrier::Gre,
     };
     let wrapped = fit::of(
         carrier,
@@ -200,6 +201,7 @@ fn tunnel(config: &SourceConfig, wiring: &Wiring, underlays: &[Underlay], found:
             name,
             format!("IPIP/IP6IP6 by program: {by_program}. As vxlan: {by_vxlan}"),
         ),
+        Ok(Tunnel::Gre) => Check::ok(AREA, name, format!("GRE by program: {}", arithmetic(Carrier::Gre).1)),
         Ok(Tunnel::Vxlan { .. }) if config.common.tunnel == TunnelMode::Vxlan && vxlan_fits => {
             Check::ok(AREA, name, format!("vxlan: {by_vxlan}"))
         }

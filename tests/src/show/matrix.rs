@@ -22,7 +22,10 @@ const MEMORY_MIB: u32 = 3072;
 /// Has modprobe say that there is no such module.
 const WITHOUT_PLUG: &str = "mkdir -p /etc/modprobe.d; echo 'install sch_plug /bin/false' >/etc/modprobe.d/katamaran-lab.conf";
 
-const TUNNELS: [&str; 2] = ["ipip", "vxlan"];
+/// What a kernel says that came up, before its first cell.
+const UP: &str = "up";
+
+const TUNNELS: [&str; 3] = ["ipip", "vxlan", "gre"];
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
 /// What is to be played.
@@ -37,6 +40,12 @@ pub struct MatrixArguments {
     /// A cross-section: each tunnel with one family, and each kernel with what it has
     #[arg(long)]
     quick: bool,
+    /// Only this tunnel: ipip, vxlan or gre (may be repeated) [default: all]
+    #[arg(long, value_parser = TUNNELS)]
+    tunnel: Vec<String>,
+    /// Where a kernel does not come up, say so and go on
+    #[arg(long)]
+    skip: bool,
     /// Only on the kernel that runs, a line of JSON for each
     #[arg(long, hide = true)]
     cells: bool,
@@ -65,16 +74,28 @@ impl MatrixArguments {
     ///
     /// # Errors
     ///
-    /// When a kernel can't be booted, or a stage can't be set.
+    /// When a kernel does not come up and may not be skipped, or it dies.
     pub fn run(&self) -> Result<bool> {
         let screen = Screen::default();
         if self.cells {
-            for cell in cells_here(self.pps, self.quick)? {
+            screen.print(UP)?;
+            for cell in self.cells_here() {
                 screen.print(&serde_json::to_string(&cell)?)?;
             }
             return Ok(true);
         }
         matrix(&screen, self)
+    }
+
+    /// Plays all cells on the kernel that runs, one after the other.
+    fn cells_here(&self) -> impl Iterator<Item = Cell> {
+        TUNNELS.iter().enumerate().flat_map(move |(at, tunnel)| {
+            let families = FAMILIES.iter().enumerate();
+            families
+                .filter(move |(of, _)| !self.quick || at % FAMILIES.len() == *of)
+                .filter(move |_| self.tunnel.is_empty() || self.tunnel.iter().any(|t| t == tunnel))
+                .map(move |(_, family)| cell(tunnel, family, self.pps))
+        })
     }
 
     fn has(&self, place: Place) -> bool {
@@ -83,7 +104,7 @@ impl MatrixArguments {
 }
 
 /// One cell, judged.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Cell {
     kernel: String,
     tunnel: String,
@@ -105,7 +126,7 @@ fn matrix(screen: &Screen, options: &MatrixArguments) -> Result<bool> {
     let mut cells = Vec::new();
     if options.has(Place::Own) {
         screen.step("kernel", "this machine's own")?;
-        cells.extend(cells_here(options.pps, options.quick)?);
+        cells.extend(options.cells_here());
     }
     for kernel in Kernel::ALL
         .into_iter()
@@ -160,7 +181,7 @@ fn matrix(screen: &Screen, options: &MatrixArguments) -> Result<bool> {
             bad.kernel, bad.tunnel, bad.family, bad.said
         ))?;
     }
-    Ok(!cells.is_empty() && cells.iter().all(|cell| cell.good))
+    Ok((options.skip || !cells.is_empty()) && cells.iter().all(|cell| cell.good))
 }
 
 /// Boots a kernel that plays all of its cells.
@@ -171,6 +192,9 @@ fn cells_on(kernel: Kernel, set_up: &str, options: &MatrixArguments) -> Result<V
     if options.quick {
         command.push("--quick".into());
     }
+    for tunnel in &options.tunnel {
+        command.push(format!("--tunnel={tunnel}").into());
+    }
     let run = KernelRun {
         set_up,
         directory: cache_dir(),
@@ -179,35 +203,35 @@ fn cells_on(kernel: Kernel, set_up: &str, options: &MatrixArguments) -> Result<V
         ..KernelRun::new(kernel, command)
     };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let status = run.run(&mut stdout, &mut stderr)?;
-    let said = String::from_utf8_lossy(&stdout);
-    let cells: Vec<Cell> = said
-        .lines()
+    let ended = run.run(&mut stdout, &mut stderr);
+    let stdout = String::from_utf8_lossy(&stdout);
+    let mut said = stdout.lines();
+    if said.next() != Some(UP) {
+        let reason = match ended {
+            Ok(status) => format!("status {status}: {}", String::from_utf8_lossy(&stderr)),
+            Err(error) => format!("{error:#}"),
+        };
+        anyhow::ensure!(options.skip, "{kernel} did not come up: {reason}");
+        Screen::default().print(&format!("SKIP {kernel}: it did not come up: {reason}"))?;
+        return Ok(Vec::new());
+    }
+    let mut cells: Vec<Cell> = said
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
         .context("read the cells")?;
-    anyhow::ensure!(
-        status == 0,
-        "{kernel} ended with {status}: {}",
-        String::from_utf8_lossy(&stderr)
-    );
-    Ok(cells)
-}
-
-/// Plays all cells on the kernel that runs.
-fn cells_here(pps: u32, quick: bool) -> Result<Vec<Cell>> {
-    let mut cells = Vec::new();
-    for (at, tunnel) in TUNNELS.iter().enumerate() {
-        for (of, family) in FAMILIES.iter().enumerate() {
-            if !quick || at == of {
-                cells.push(cell(tunnel, family, pps)?);
-            }
-        }
+    // What was played counts, and what was not is bad.
+    if !matches!(ended, Ok(0)) {
+        cells.push(Cell {
+            kernel: kernel.to_string(),
+            verdict: "not played to the end".to_owned(),
+            said: format!("{ended:?}\n{}", String::from_utf8_lossy(&stderr)),
+            ..Cell::default()
+        });
     }
     Ok(cells)
 }
 
-fn cell(tunnel: &str, family: &str, pps: u32) -> Result<Cell> {
+fn cell(tunnel: &str, family: &str, pps: u32) -> Cell {
     let (pps_v4, pps_v6) = if family == "IPv4" { (pps, 0) } else { (0, pps) };
     let run = run_migration(MigrationOptions {
         stage: StageOptions {
@@ -226,8 +250,25 @@ fn cell(tunnel: &str, family: &str, pps: u32) -> Result<Cell> {
         leaks: None,
         source_args: vec![format!("--tunnel-mode={tunnel}")],
         ..MigrationOptions::default()
-    })?;
-    Ok(judge(tunnel, family, &run))
+    });
+    match run {
+        Ok(run) => judge(tunnel, family, &run),
+        Err(error) => Cell {
+            kernel: release(),
+            tunnel: tunnel.to_owned(),
+            family: family.to_owned(),
+            verdict: "no stage".to_owned(),
+            said: format!("{error:#}"),
+            ..Cell::default()
+        },
+    }
+}
+
+/// The kernel that runs.
+fn release() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn judge(tunnel: &str, family: &str, run: &MigrationRun) -> Cell {
@@ -243,9 +284,7 @@ fn judge(tunnel: &str, family: &str, run: &MigrationRun) -> Cell {
     let good = proven && run.client.is_perfect() && redirected > 0;
     let sum = |count: fn(&crate::traffic::UdpResult) -> u64| run.client.udp().map(count).sum();
     Cell {
-        kernel: nix::sys::utsname::uname()
-            .map(|name| name.release().to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        kernel: release(),
         tunnel: tunnel.to_owned(),
         family: family.to_owned(),
         buffer: buffer(&reports[0]),

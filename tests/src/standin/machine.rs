@@ -19,6 +19,8 @@ use super::ram::Ram;
 pub(super) struct Machine {
     pub(super) tap: File,
     pub(super) memory: u64,
+    /// Held by who is next to get at the state: a thread that takes it again and again would keep all others out.
+    next: Mutex<()>,
     state: Mutex<State>,
     /// Something in the state has changed.
     pub(super) changed: Condvar,
@@ -91,6 +93,7 @@ impl Machine {
         let machine = Arc::new(Self {
             tap: nic::open(&arguments.tap)?,
             memory: arguments.memory,
+            next: Mutex::default(),
             state: Mutex::new(State {
                 run: if arguments.incoming {
                     "inmigrate"
@@ -123,6 +126,7 @@ impl Machine {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

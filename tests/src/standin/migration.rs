@@ -8,8 +8,7 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -21,12 +20,13 @@ use serde_json::json;
 use super::echo::Guest;
 use super::machine::{Machine, Migration};
 use super::ram::PAGE;
+use super::socket::Listener;
 
 const ZEROS: u8 = 0;
 const CONTENT: u8 = 1;
 const END: u8 = 2;
-/// How much may be on its way that nobody has taken yet.
-const BUFFER: usize = 64 << 10;
+/// QEMU's own (`IO_BUF_SIZE`, migration/qemu-file.c).
+const BUFFER: usize = 32 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Device {
@@ -34,10 +34,11 @@ struct Device {
     checksum: u64,
 }
 
-/// `migrate`: connects at once, sends in a thread.
-pub(super) fn send(machine: &Arc<Machine>, path: &Path) -> Result<()> {
-    let stream =
-        UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
+/// `migrate`: sends in a thread.
+pub(super) fn send(machine: &Arc<Machine>, stream: UnixStream) -> Result<()> {
+    stream
+        .set_nonblocking(false)
+        .context("let the stream block")?;
     {
         let mut state = machine.lock();
         state.migration = Migration {
@@ -188,17 +189,14 @@ pub(super) fn cancel(machine: &Machine) {
     stream.shutdown(Shutdown::Both).ok();
 }
 
-/// `migrate-incoming`: listens at once, receives in a thread.
-pub(super) fn receive(machine: &Arc<Machine>, path: &Path) -> Result<()> {
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+/// `migrate-incoming`: receives in a thread.
+pub(super) fn receive(machine: &Arc<Machine>, listener: Listener) -> Result<()> {
     machine.set_migration(&mut machine.lock(), "setup");
     let machine = Arc::clone(machine);
     thread::spawn(move || {
         let received = listener
             .accept()
-            .context("accept the stream")
-            .and_then(|(stream, _)| receive_all(&machine, stream));
+            .and_then(|stream| receive_all(&machine, stream));
         if let Err(error) = received {
             let mut state = machine.lock();
             state.migration.error = Some(format!("{error:#}"));

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | stopped | takes one frame out of the tap and keeps it until `cont` |
 //! | `-incoming` | the same; `-S` or `stop` keep it from running when the VM has arrived |
-//! | `migrate` | passes, `downtime-limit` and `avail-switchover-bandwidth`, STOP, `pre-switchover`, `device`, `completed`; events with time |
+//! | `migrate` | to `unix:`, `tcp:`, or a socket that it was handed (`getfd`, `fd:`); passes, `downtime-limit` and `avail-switchover-bandwidth`, STOP, `pre-switchover`, `device`, `completed`; events with time |
 //! | a broken stream | `failed`; the destination ends itself |
 
 mod arguments;
@@ -21,6 +21,8 @@ mod migration;
 mod monitor;
 mod nic;
 mod ram;
+mod requests;
+mod socket;
 
 use std::ffi::OsString;
 

@@ -1,8 +1,9 @@
 //! QMP: one client at a time on each socket, replies with the request's id, events to all.
 
-use std::io::{BufRead as _, BufReader};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::{migration, nic};
+use super::requests::Requests;
+use super::{migration, nic, socket};
 
 /// Listens on all sockets.
 pub(super) fn listen(machine: &Arc<Machine>, paths: &[PathBuf]) -> Result<Vec<JoinHandle<()>>> {
@@ -35,15 +37,21 @@ fn serve(machine: &Arc<Machine>, mut client: UnixStream) -> Result<()> {
         json!({"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": "katamaran's stand-in"});
     let greeting = json!({"QMP": {"version": version, "capabilities": []}});
     machine.reply(&mut client, &greeting)?;
-    let requests = BufReader::new(client.try_clone().context("clone the client's socket")?);
-    for line in requests.lines() {
-        let line = line.context("read a request")?;
+    let mut requests = Requests::new(client.try_clone().context("clone the client's socket")?);
+    let mut handed = HashMap::new();
+    while let Some(line) = requests.line()? {
         if line.trim().is_empty() {
             continue;
         }
         let request: Value = serde_json::from_str(&line).context("read a request")?;
         let name = request["execute"].as_str().unwrap_or_default();
-        let mut reply = match execute(machine, name, &request["arguments"]) {
+        let arguments = &request["arguments"];
+        let executed = match name {
+            "getfd" => take(&mut requests, &mut handed, arguments),
+            "migrate" => migrate_to(machine, &mut handed, arguments),
+            _ => execute(machine, name, arguments),
+        };
+        let mut reply = match executed {
             Ok(returned) => json!({ "return": returned }),
             Err(error) => json!({"error": {"class": class(&error), "desc": format!("{error:#}")}}),
         };
@@ -60,6 +68,38 @@ fn serve(machine: &Arc<Machine>, mut client: UnixStream) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `getfd`: a descriptor that has come along.
+fn take(
+    requests: &mut Requests,
+    handed: &mut HashMap<String, OwnedFd>,
+    arguments: &Value,
+) -> Result<Value> {
+    let name = arguments["fdname"].as_str().unwrap_or_default();
+    let descriptor = requests
+        .descriptor()
+        .context("No file descriptor supplied via SCM_RIGHTS")?;
+    handed.insert(name.to_owned(), descriptor);
+    Ok(json!({}))
+}
+
+/// `migrate`: to an address, or to a socket that was handed to us.
+fn migrate_to(
+    machine: &Arc<Machine>,
+    handed: &mut HashMap<String, OwnedFd>,
+    arguments: &Value,
+) -> Result<Value> {
+    let uri = arguments["uri"].as_str().unwrap_or_default();
+    let stream = match uri.strip_prefix("fd:") {
+        Some(name) => handed
+            .remove(name)
+            .with_context(|| format!("File descriptor named '{name}' has not been found"))?
+            .into(),
+        None => socket::connect(uri)?,
+    };
+    migration::send(machine, stream)?;
+    Ok(json!({}))
 }
 
 const UNKNOWN: &str = "has not been found";
@@ -128,16 +168,11 @@ fn execute(machine: &Arc<Machine>, name: &str, arguments: &Value) -> Result<Valu
 
 fn migrate(machine: &Arc<Machine>, name: &str, arguments: &Value) -> Result<Value> {
     let done = json!({});
-    let path = || {
-        let uri = arguments["uri"].as_str().unwrap_or_default();
-        let path = uri
-            .strip_prefix("unix:")
-            .with_context(|| format!("no unix: in {uri:?}"))?;
-        anyhow::Ok(Path::new(path))
-    };
     match name {
-        "migrate" => migration::send(machine, path()?)?,
-        "migrate-incoming" => migration::receive(machine, path()?)?,
+        "migrate-incoming" => {
+            let uri = arguments["uri"].as_str().unwrap_or_default();
+            migration::receive(machine, socket::Listener::bind(uri)?)?;
+        }
         "migrate_cancel" => migration::cancel(machine),
         "migrate-continue" => {
             let mut state = machine.lock();

@@ -14,7 +14,7 @@ use crate::migrate::ledger::{Count, DestinationLedger, Hop, TapBalance};
 use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
-use crate::migrate::source::{drop_records, inject};
+use crate::migrate::source::{drop_records, inject, outer};
 use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock};
 use crate::net::NetNs;
 use crate::net::link::MacAddr;
@@ -155,7 +155,9 @@ impl Delivery {
 
         let hooks = match arm.tunnel {
             Tunnel::None => None,
-            Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(node, session, vm, arm, undo).await?),
+            Tunnel::Ip | Tunnel::Gre | Tunnel::Vxlan { .. } => {
+                Some(attach(node, session, vm, arm, undo).await?)
+            }
         };
         let limit_bytes = plug_limit(arm.downtime_limit_ms);
         let buffer = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
@@ -382,7 +384,8 @@ async fn attach(
             });
             Ingress::Frames { ifindex }
         }
-        Tunnel::Ip | Tunnel::None => Ingress::Ip {
+        Tunnel::Ip | Tunnel::Gre | Tunnel::None => Ingress::Ip {
+            outer: outer(arm.tunnel),
             underlay_ifindex: underlay.device,
             local: arm.destination_addresses.clone(),
             remote: arm.source_addresses.clone(),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::deadline;
-use crate::ebpf::{AttachPreference, Encap, SourceDataplane, SourceSpec, TapLocation};
+use crate::ebpf::{AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
@@ -59,7 +59,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
     });
     match prepared
         .peer
-        .ask("arm the destination", request, deadline::REQUEST)
+        .ask("arm the destination", request, deadline::ARM)
         .await?
     {
         Reply::Armed { buffer } => run.report.buffer = Some(buffer),
@@ -69,7 +69,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
 
     let hooks = match prepared.tunnel {
         Tunnel::None => None,
-        Tunnel::Ip | Tunnel::Vxlan { .. } => Some(attach(&prepared, run).await?),
+        Tunnel::Ip | Tunnel::Gre | Tunnel::Vxlan { .. } => Some(attach(&prepared, run).await?),
     };
     let counters = TapCounters::open(&prepared.node.tap_netns, prepared.node.tap.index)
         .doing("read the tap's counters")?;
@@ -90,6 +90,14 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         stopped: Arc::new(AtomicBool::new(false)),
         early_stop: None,
     })
+}
+
+/// What the programs put around packets, and take off them.
+pub(crate) fn outer(tunnel: Tunnel) -> Outer {
+    match tunnel {
+        Tunnel::Gre => Outer::Gre,
+        Tunnel::Ip | Tunnel::Vxlan { .. } | Tunnel::None => Outer::Ip,
+    }
 }
 
 async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateError> {
@@ -115,7 +123,8 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
                 });
             Encap::Device { ifindex }
         }
-        Tunnel::Ip | Tunnel::None => Encap::Ip {
+        Tunnel::Ip | Tunnel::Gre | Tunnel::None => Encap::Ip {
+            outer: outer(prepared.tunnel),
             underlay_ifindex: prepared.underlays[0].device,
             local: prepared.underlays.iter().map(|u| u.local).collect(),
             remote: prepared.underlays.iter().map(|u| u.peer).collect(),

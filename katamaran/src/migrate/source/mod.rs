@@ -20,6 +20,7 @@ mod recover;
 pub(crate) mod storage;
 mod streams;
 
+pub(crate) use arm::outer;
 pub(crate) use finish::drop_records;
 pub(crate) use peer::Peer;
 pub(crate) use recover::inject;
