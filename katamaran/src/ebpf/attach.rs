@@ -169,6 +169,21 @@ impl Attachments {
         self.mode
     }
 
+    /// Whether a device got a clsact qdisc for it: the kernel resets its queue then, and what waits in it is
+    /// dropped (`qdisc_graft()`, net/sched/sch_api.c).
+    pub(super) fn has_reset_a_queue(&self) -> bool {
+        let is_reset = |held: &Held| {
+            matches!(
+                held,
+                Held::Filter {
+                    clsact_of: Some(_),
+                    ..
+                }
+            )
+        };
+        self.held.iter().any(is_reset)
+    }
+
     /// Attaches a loaded TC program to a device.
     pub(super) fn classifier(
         &mut self,

@@ -122,6 +122,10 @@ impl Plane {
         self.attachments.mode().unwrap_or(AttachMode::Tcx)
     }
 
+    pub(super) fn has_reset_a_queue(&self) -> bool {
+        self.attachments.has_reset_a_queue()
+    }
+
     /// Takes everything off; goes on after a failure and returns the first.
     pub(super) fn remove(mut self) -> Result<(), EbpfError> {
         let detached = self.attachments.remove();

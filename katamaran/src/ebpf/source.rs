@@ -267,6 +267,13 @@ impl SourceDataplane {
         self.plane.attach_mode()
     }
 
+    /// Whether attaching it reset a device's queue: packets of V that waited there were dropped, before they could be
+    /// counted.
+    #[must_use]
+    pub fn has_reset_a_queue(&self) -> bool {
+        self.plane.has_reset_a_queue()
+    }
+
     /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.
     ///
     /// For an outcome that is not known, when V's packets must go on as they do; [`sweep`] or arming

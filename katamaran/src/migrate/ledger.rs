@@ -117,6 +117,8 @@ pub struct SourceLedger {
     /// QEMU stopped the VM by itself. It may then discard a packet that it had read while the guest's
     /// receive ring was full (`qemu_flush_or_purge_queued_packets()`, net/net.c), which nobody counts.
     pub stopped_by_qemu: bool,
+    /// The hook's attachment reset the queue of its device, which the VM's packets were going through.
+    pub queue_reset: bool,
 }
 
 /// The destination's half; travels over the session.

@@ -232,6 +232,7 @@ impl Committed {
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
             stopped_by_qemu: false,
+            queue_reset: hooks.with(|d| d.has_reset_a_queue()).unwrap_or(true),
         }
     }
 
