@@ -80,6 +80,10 @@ pub(crate) fn all(root: &Path) -> ExitCode {
             "soak --runs 2 --qemu both --interleave-plain",
         ),
         (
+            "migrations through each tunnel (stand-in for QEMU)",
+            "matrix --kernel own",
+        ),
+        (
             "migrations of disks that are written to flat out",
             "soak --drives 3 --runs 2 --qemu both",
         ),

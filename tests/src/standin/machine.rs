@@ -86,6 +86,7 @@ impl Machine {
             "multifd",
             "pause-before-switchover",
             "return-path",
+            "switchover-ack",
         ];
         let parameters = json!({
             "downtime-limit": 300, "max-bandwidth": 128 << 20, "avail-switchover-bandwidth": 0, "multifd-channels": 2,

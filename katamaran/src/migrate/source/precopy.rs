@@ -117,14 +117,26 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
         .await
         .doing("ask for migration parameters")?;
     let switch = |capability, state| CapabilityState { capability, state };
-    let capabilities = vec![
+    let known = qmp
+        .execute(QueryMigrateCapabilities)
+        .await
+        .doing("ask for migration capabilities")?;
+    let mut capabilities = vec![
         switch(Capability::Events, true),
         switch(Capability::Multifd, run.config.multifd_channels > 0),
         switch(Capability::AutoConverge, run.config.auto_converge),
         // Between the stop and QEMU's letting go of its disks: the time to hand the drives over.
         switch(Capability::PauseBeforeSwitchover, armed.mirror.is_some()),
     ];
-    restore_capabilities(qmp, &capabilities, run).await?;
+    // From QEMU 8.1 on. While the VM runs, the switch-over waits for an acknowledgement that the destination never sends,
+    // because it is not told to; once the VM is stopped, QEMU does not wait for it (`migration_can_switchover()`,
+    // migration/migration.c).
+    let ack = Capability::SwitchoverAck;
+    if known.iter().any(|known| known.capability == ack) {
+        capabilities.push(switch(Capability::ReturnPath, true));
+        capabilities.push(switch(ack, true));
+    }
+    restore_capabilities(known, &capabilities, run, qmp.clone());
     qmp.execute(MigrateSetCapabilities { capabilities })
         .await
         .doing("set migration capabilities")?;
@@ -163,17 +175,13 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
 }
 
 /// On an abort the switches are put back: the next migration of this VM may be somebody else's.
-async fn restore_capabilities(
-    qmp: &Qmp,
+fn restore_capabilities(
+    mut before: Vec<CapabilityState>,
     changed: &[CapabilityState],
     run: &mut Run,
-) -> Result<(), MigrateError> {
-    let mut before = qmp
-        .execute(QueryMigrateCapabilities)
-        .await
-        .doing("ask for migration capabilities")?;
+    qmp: Qmp,
+) {
     before.retain(|b| changed.iter().any(|c| c.capability == b.capability));
-    let qmp = qmp.clone();
     run.undo
         .on_abort("QEMU's migration capabilities", move || async move {
             let restore = MigrateSetCapabilities {
@@ -184,7 +192,6 @@ async fn restore_capabilities(
                 Err(error) => Err(crate::migrate::error::chain(&error)),
             }
         });
-    Ok(())
 }
 
 fn full_pace(run: &Run) -> RelayPace {
