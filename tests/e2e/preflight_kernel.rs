@@ -66,14 +66,15 @@ fn an_older_kernel_is_told_for_what_it_has_and_lacks() {
 
     let found = checks(
         &["sch_plug", "vxlan", "nf_conntrack_netlink"],
-        "umount /sys/fs/bpf",
+        "umount /sys/fs/bpf\nmodprobe nf_conntrack",
     );
     expect(&found, "conntrack", "degraded", &["ctnetlink"]);
     expect(&found, "bpffs", "degraded", &["/sys/fs/bpf"]);
     expect(&found, "sch_plug", "degraded", &[]);
     expect(&found, "tunnel-kinds", "degraded", &["no vxlan"]);
 
-    // Without the hook there is no redirect.
+    // Without the hook there is no redirect; and a kernel that has not loaded what tracks connections tracks none.
     let found = checks(&["sch_ingress"], "");
     expect(&found, "tc-hook", "missing", &[]);
+    expect(&found, "conntrack", "ok", &["tracks no connections"]);
 }
