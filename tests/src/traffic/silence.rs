@@ -3,6 +3,8 @@
 //! A pause of the sender is no silence: it begins when the next packet has been sent. So a client
 //! that was not scheduled for a while does not count its own absence.
 
+use std::fmt;
+
 use super::account::Arrival;
 
 /// A time without any answer.
@@ -22,13 +24,20 @@ impl Silence {
     }
 }
 
-/// When every packet was sent and when it came back.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// When every packet was sent and when it came back. Its [`Debug`](fmt::Debug) tells how many, for a person is to read it.
+#[derive(Clone, Default, PartialEq)]
 pub struct Record {
     /// By number, in ns since the epoch.
     pub sent_ns: Vec<u64>,
     /// In order of arrival.
     pub arrivals: Vec<Arrival>,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sent, arrived) = (self.sent_ns.len(), self.arrivals.len());
+        write!(f, "Record({sent} sent, {arrived} arrived)")
+    }
 }
 
 impl Record {

@@ -30,7 +30,8 @@ use crate::session_id::SessionId;
 pub(crate) const RING: u32 = 131_072;
 /// The plug's limit: 10 Gbit/s for the longest pause to expect, and its double for the lead.
 const PLUG_BYTES_PER_MS: u64 = 2 * 10_000_000_000 / 8 / 1000;
-/// For packets to arrive and to be read before the ledger is told. A guest that is behind needs it.
+/// For packets to arrive before the ledger is told, and as long again for QEMU to read them: a guest that is behind
+/// needs it, also when the tunnel has lost some and the first wait was in vain.
 const LEDGER_SETTLE: Duration = Duration::from_secs(5);
 const LEDGER_POLL: Duration = Duration::from_millis(2);
 
@@ -274,7 +275,7 @@ impl Delivery {
                 Some(_) => tokio::time::sleep(LEDGER_POLL).await,
             }
         };
-        let tap = self.settled_tap(end).await;
+        let tap = self.settled_tap(Instant::now() + LEDGER_SETTLE).await;
         self.ledger_of(node, hooks, &counters, tap)
     }
 
