@@ -133,6 +133,9 @@ pub const CAUSE: Duration = Duration::from_millis(500);
 /// which is what the destination allows itself.
 pub const COMMIT: Duration = Duration::from_secs(25);
 
+/// For packets that were on their way to the destination when a migration was given up.
+pub const RETURN: Duration = Duration::from_secs(1);
+
 /// The destination's ledger or its clean-up: both wait for counters to come to rest.
 pub const RECONCILE: Duration = Duration::from_secs(15);
 

@@ -46,6 +46,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Cancels one VM's migrations at random moments (root; see `cancel --help`)
+    #[command(disable_help_flag = true)]
+    Cancel {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Breaks something at every moment of a migration of disks (root; see `faults --help`)
     #[command(disable_help_flag = true)]
     Faults {
@@ -84,6 +90,7 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(anyhow::Error::msg),
         Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
+        Task::Cancel { args } => lab::run(&workspace, Some("cancel"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
         Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),

@@ -83,6 +83,7 @@ pub(crate) fn all(root: &Path) -> ExitCode {
             "migrations through each tunnel (stand-in for QEMU)",
             "matrix --kernel own",
         ),
+        ("migrations cancelled at random moments", "cancel --runs 10"),
         (
             "migrations of disks that are written to flat out",
             "soak --drives 3 --runs 2 --qemu both",

@@ -99,8 +99,39 @@ pub struct Recovered {
     pub beyond_recovery: u64,
     /// Put into the destination's tap.
     pub into_destination_tap: u64,
-    /// Given back to the source by the destination after an abort.
+}
+
+/// The account of an abort, in packets on the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// S3: sent to the destination until the redirect was turned off.
+    pub redirected: u64,
+    /// D1: came there through the tunnel. `None` where nobody could say.
+    pub arrived: Option<u64>,
+    /// R: given back by the destination, and put into the VM's tap on the source. What had come to the destination
+    /// directly, or from a tap that QEMU had left unread, is among them, so there may be more than were redirected.
     pub returned: u64,
+}
+
+impl Returned {
+    /// What is missing, in words; `None` when nothing is.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let lost = self.redirected.saturating_sub(self.returned);
+        let place = match self.arrived {
+            Some(arrived) if arrived < self.redirected => {
+                format!("{} of them did not arrive there", self.redirected - arrived)
+            }
+            Some(_) => "all of them had arrived there".to_owned(),
+            None => "how many arrived there is not known".to_owned(),
+        };
+        (lost > 0).then(|| {
+            format!(
+                "{lost} of {} packets that were redirected to the destination did not come back; {place}",
+                self.redirected
+            )
+        })
+    }
 }
 
 /// The source's half.

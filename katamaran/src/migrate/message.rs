@@ -120,10 +120,12 @@ pub enum Reply {
     Finished {
         left_behind: Vec<String>,
     },
-    /// The packets that were held, oldest first; `more` when another [`Request::Abort`] gets the rest.
+    /// The packets that were held, oldest first; `more` when another [`Request::Abort`] gets the rest. `arrived` have
+    /// come through the tunnel (D1).
     Aborted {
         frames: Vec<WireFrame>,
         more: bool,
+        arrived: Option<u64>,
     },
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conntrack::report::ConntrackReport;
 use super::ledger::{
-    Count, DestinationLedger, DropRecord, Imbalance, Recovered, SourceLedger, Verdict,
+    Count, DestinationLedger, DropRecord, Imbalance, Recovered, Returned, SourceLedger, Verdict,
 };
 use super::message::{Buffer, Tunnel};
 use super::reconcile::Reconciled;
@@ -160,7 +160,6 @@ pub struct LedgerReport {
     pub digest_dest: Option<String>,
     pub lost: u64,
     pub duplicated: u64,
-    pub returned: u64,
     pub recovered: Recovered,
     pub source: SourceLedger,
     pub destination: DestinationLedger,
@@ -202,7 +201,6 @@ impl LedgerReport {
             digest_dest: destination.digest.map(|d| format!("{d:016x}")),
             lost: result.lost,
             duplicated: result.duplicated,
-            returned: recovered.returned,
             recovered,
             imbalances: result.imbalances.clone(),
             source,
@@ -252,6 +250,9 @@ pub struct Report {
     #[serde(default)]
     pub conntrack: Option<ConntrackReport>,
     pub ledger: Option<LedgerReport>,
+    /// On the source, after an abort: what waited at the destination is back. `null` where nothing was redirected.
+    #[serde(default)]
+    pub returned: Option<Returned>,
     pub verdict: Verdict,
     /// Why the verdict is not `proven`, when a counter was missing.
     pub unproven: Vec<String>,
@@ -285,6 +286,7 @@ impl Report {
             buffer: None,
             conntrack: None,
             ledger: None,
+            returned: None,
             verdict: Verdict::Unproven,
             unproven: Vec::new(),
             drops: Vec::new(),

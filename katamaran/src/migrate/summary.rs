@@ -42,6 +42,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     write_cutover(out, r)?;
     write_shared_volumes(out, r)?;
     write_connections(out, r)?;
+    write_returned(out, r)?;
     if r.ledger.is_some() {
         write_ledger(out, r)?;
     }
@@ -65,6 +66,21 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
         write_verdict(out, r)?;
     }
     Ok(())
+}
+
+fn write_returned(out: &mut String, r: &Report) -> std::fmt::Result {
+    let Some(returned) = &r.returned else {
+        return Ok(());
+    };
+    let arrived = returned
+        .arrived
+        .map_or("unknown".to_owned(), |packets| packets.to_string());
+    writeln!(
+        out,
+        "\n  abort     {} packets had been redirected, {arrived} arrived on the destination,\n            \
+         {} are back with the VM",
+        returned.redirected, returned.returned
+    )
 }
 
 fn write_disks(out: &mut String, r: &Report) -> std::fmt::Result {

@@ -11,8 +11,10 @@
 //!   fails with ENOBUFS ([`NetError::NoRoom`]).
 
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
+use katamaran_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendmsg, socket};
 
@@ -184,9 +186,34 @@ pub fn is_bait(frame: &[u8]) -> bool {
         && frame.get(14..28) == Some(b"katamaran bait")
 }
 
+/// Whom an Ethernet frame is for, by its IP header; `None` where it has none.
+#[must_use]
+pub fn ip_destination(frame: &[u8]) -> Option<IpAddr> {
+    let ethertype = u16::from_be_bytes(*frame.get(12..)?.first_chunk()?);
+    match ethertype {
+        ETHERTYPE_IPV4 => Some(IpAddr::from(*frame.get(30..)?.first_chunk::<4>()?)),
+        ETHERTYPE_IPV6 => Some(IpAddr::from(*frame.get(38..)?.first_chunk::<16>()?)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_is_for_whom_its_ip_header_says() {
+        let mut frame = vec![0; 60];
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+        frame[30..34].copy_from_slice(&[10, 0, 2, 5]);
+        assert_eq!(ip_destination(&frame), Some([10, 0, 2, 5].into()));
+        assert_eq!(ip_destination(&frame[..33]), None);
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        frame[38..54].copy_from_slice(&[0x20; 16]);
+        assert_eq!(ip_destination(&frame), Some([0x20; 16].into()));
+        frame[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_eq!(ip_destination(&frame), None);
+    }
 
     #[test]
     fn a_bait_is_a_shortest_frame_and_is_recognised() {

@@ -13,8 +13,9 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions, OtherKernel, Scene as ShowScene,
-    SceneDisks, Screen, SoakOptions, connections_bench, demo, fault_matrix, mirror_bench, soak,
+    CancelOptions, ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions, OtherKernel,
+    Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak, connections_bench, demo,
+    fault_matrix, mirror_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -113,6 +114,8 @@ enum Command {
         #[arg(long)]
         logs: bool,
     },
+    /// Cancel one VM's migration at random moments, under load, and see that neither VM nor traffic notices
+    Cancel(CancelOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
     Matrix(MatrixArguments),
     /// Measure
@@ -349,6 +352,7 @@ fn main() -> Result<()> {
             connections_bench(&Screen::default(), &options).map(drop)
         }
         Command::Vm(vm) => vm.run(),
+        Command::Cancel(options) => finish(cancel_soak(&Screen::default(), options)?),
         Command::Matrix(matrix) => finish(matrix.run()?),
         Command::Sweep => sweep()?
             .iter()

@@ -14,7 +14,8 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::result::MigrationRun;
-use super::stage::{Stage, StageOptions, Timeline};
+use super::stage::{Stage, StageOptions};
+use super::timeline::Timeline;
 use crate::lab::{GUEST_V4, GUEST_V6, Node, Start};
 
 const MIGRATION_PORT: u16 = 7400;

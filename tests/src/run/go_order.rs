@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::fault::{all_ready, mirrors};
 use super::result::MigrationRun;
-use super::stage::{Stage, StageOptions, Timeline};
+use super::stage::{Stage, StageOptions};
+use super::timeline::Timeline;
 use crate::lab::{Node, Start};
 
 const NBD_PORT: u16 = 10_809;

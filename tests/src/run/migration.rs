@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::katamaran::{KatamaranProcess, Role, Stderr};
 use super::result::{MigrationRun, SideResult};
-use super::stage::{Stage, StageOptions, Timeline};
+use super::stage::{Stage, StageOptions};
+use super::timeline::Timeline;
 use crate::lab::Node;
 use crate::leak::{Scope, Snapshot, session_files};
 

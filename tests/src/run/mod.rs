@@ -15,6 +15,7 @@ mod record;
 mod records;
 mod result;
 mod stage;
+mod timeline;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::disk::{DiskLoad, DiskResult};
@@ -28,4 +29,5 @@ pub use self::migration::{
 };
 pub use self::records::DriveResult;
 pub use self::result::{ClientResult, MigrationRun, SideResult};
-pub use self::stage::{Client, Stage, StageOptions, Storage, Timeline, TrafficSpec};
+pub use self::stage::{Client, Stage, StageOptions, Storage, TrafficSpec};
+pub use self::timeline::Timeline;

@@ -9,8 +9,9 @@ use serde_json::Value;
 use super::disk::{self, DiskLoad};
 use super::drives::{self, DriveOptions};
 use super::result::ClientResult;
+use super::timeline::Timeline;
 use crate::lab::{
-    Event, GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, SERVICE_PORT,
+    GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, SERVICE_PORT,
     SERVICE_V4, SERVICE_V6, Start,
 };
 use crate::traffic::{AckCollector, Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
@@ -338,6 +339,24 @@ impl Stage {
         })
     }
 
+    /// A new QEMU on B if the last one has ended; one that was not asked for anything yet is as good as new.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up, or waits for nothing.
+    pub fn renew_guest_b(&mut self) -> Result<()> {
+        if self.guest_b.process().try_wait()?.is_some() {
+            self.guest_b = self.lab.start_guest(Node::B, Start::Incoming, &[])?;
+            self.qmp_b = self.guest_b.qmp()?;
+        }
+        let status = self.qmp_b.command("query-status", Value::Null)?;
+        anyhow::ensure!(
+            status["status"] == "inmigrate",
+            "B's QEMU waits for no VM: {status}"
+        );
+        Ok(())
+    }
+
     /// The namespaces of both nodes, with V's own.
     pub fn nodes(&self) -> impl Iterator<Item = &Netns> + Clone {
         self.lab.network().node_side()
@@ -438,36 +457,6 @@ impl Stage {
             result.disk = Some(disk::settle(&self.lab, load, options, &images, acks)?);
         }
         Ok((result, silence))
-    }
-}
-
-/// What the two QEMUs reported, and when.
-#[derive(Debug, Default)]
-pub struct Timeline {
-    /// All events, in the order in which they were read.
-    pub events: Vec<(Node, Event)>,
-    /// V's last STOP on A, in ns since the epoch.
-    pub stop_ns: Option<u64>,
-    /// V's first RESUME on B, in ns since the epoch.
-    pub resume_ns: Option<u64>,
-    /// When the fabric's route was moved, in ns since the epoch.
-    pub converged_ns: Option<u64>,
-}
-
-impl Timeline {
-    /// STOP on A to RESUME on B, in ms.
-    #[must_use]
-    pub fn downtime_ms(&self) -> Option<f64> {
-        Some(self.resume_ns?.saturating_sub(self.stop_ns?) as f64 / 1e6)
-    }
-
-    pub(super) fn note(&mut self, node: Node, event: Event) {
-        match (node, event.name.as_str()) {
-            (Node::A, "STOP") => self.stop_ns = Some(event.at_ns),
-            (Node::B, "RESUME") => self.resume_ns = self.resume_ns.or(Some(event.at_ns)),
-            _ => {}
-        }
-        self.events.push((node, event));
     }
 }
 

@@ -12,6 +12,7 @@
 //! | write | V's longest write by V's own clock, which stands still while V is stopped |
 //! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
 
+mod cancel;
 mod compare;
 mod connections_bench;
 mod cutover;
@@ -30,6 +31,7 @@ mod soak;
 mod spread;
 mod table;
 
+pub use self::cancel::{CancelOptions, cancel_soak};
 pub use self::connections_bench::{ConnectionsBenchOptions, connections_bench};
 pub use self::demo::demo;
 pub use self::faults::fault_matrix;

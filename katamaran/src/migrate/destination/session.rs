@@ -341,8 +341,17 @@ impl Session<'_> {
             Request::Abort { reason } => {
                 self.reason.get_or_insert(reason);
                 self.refused |= self.stage <= Stage::Prepared;
+                // Before the ring is read, so that what is counted can be in it.
+                let arrived = self
+                    .delivery
+                    .as_ref()
+                    .and_then(|d| d.arrived_through_tunnel());
                 let (frames, more) = self.give_back().await;
-                Ok(Reply::Aborted { frames, more })
+                Ok(Reply::Aborted {
+                    frames,
+                    more,
+                    arrived,
+                })
             }
         }
     }

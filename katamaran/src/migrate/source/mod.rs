@@ -12,6 +12,7 @@ mod arm;
 mod conntrack;
 mod cutover;
 mod finish;
+mod give_back;
 mod hooks;
 pub(crate) mod peer;
 mod precopy;
@@ -52,6 +53,8 @@ pub(crate) struct Run {
     pub(crate) shared: Held,
     /// Of the VM, as this node's kernel tracks them.
     pub(crate) connections: Connections,
+    /// What an abort took back.
+    pub(crate) returned: give_back::ReturnedCell,
     /// When the user's time is over.
     pub(crate) limit: Option<tokio::time::Instant>,
 }
@@ -111,6 +114,7 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         undo: UndoStack::default(),
         shared: Held::default(),
         connections: Connections::default(),
+        returned: give_back::ReturnedCell::default(),
         limit: None,
     };
     run.progress.start(session);
@@ -172,6 +176,10 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
         chain(error)
     });
     report.conntrack = run.connections.report();
+    report.returned = run.returned.get().copied();
+    report
+        .warnings
+        .extend(report.returned.and_then(|returned| returned.missing()));
     report.phases = run.progress.phases().to_vec();
     // The incoming QEMU is ended once it was asked to receive the VM.
     let let_go = matches!(phase, "copy RAM" | "cutover");

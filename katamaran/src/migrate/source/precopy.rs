@@ -24,8 +24,8 @@ use crate::migrate::report::Role;
 use super::Run;
 use super::arm::Armed;
 use super::conntrack::Connections;
+use super::give_back::GiveBack;
 use super::peer::{bad_news, cause_of};
-use super::recover::GiveBack;
 use super::storage;
 use super::streams;
 
@@ -95,7 +95,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
             .transpose()
             .doing("copy passed packets")?;
     }
-    let give_back = GiveBack::new(&armed);
+    let give_back = GiveBack::new(&armed, &run.config.vm_ips, run.returned.clone());
     run.undo
         .on_abort("the VM's stop and its migration", move || give_back.run());
     armed

@@ -1,22 +1,18 @@
-//! Packets that a stopped VM did not get: recovered at the source when QEMU stopped first, taken
-//! back from the destination when the migration is aborted.
+//! Packets that a stopped VM did not get, because QEMU stopped it before the redirect was in place.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::control::FRAME_LIMIT;
 use crate::deadline;
 use crate::ebpf::CopiedFrame;
-use crate::migrate::error::{Doing as _, MigrateError, chain};
+use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request, WireFrame};
 use crate::migrate::progress::now_us;
-use crate::migrate::tap_watch::{SharedWatch, lock};
+use crate::migrate::tap_watch::lock;
+use crate::net::NetError;
 use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
 use crate::net::tapfd::{TapFrame, TapQueues};
-use crate::net::{NetError, NetNs};
-use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunState};
-use crate::qmp::{Event, Qmp};
+use crate::qmp::Event;
 
 use super::Run;
 use super::arm::Armed;
@@ -24,7 +20,6 @@ use super::cutover::{Moments, ms_since, write_us};
 use super::hooks::{Hooks, towards_tap};
 use super::peer::Peer;
 use super::precopy::observe_tap;
-use super::storage::{Mirror, Residue};
 
 /// More than any ring holds that we lengthen.
 const FRAMES_MAX: usize = 200_000;
@@ -234,127 +229,6 @@ pub(crate) fn batches(frames: Vec<WireFrame>) -> Vec<Vec<WireFrame>> {
         batches.push(batch);
     }
     batches
-}
-
-/// Ends a migration that did not commit: cancelled in QEMU, held packets taken back from the destination,
-/// redirect off, and the VM running again here.
-pub(crate) struct GiveBack {
-    qmp: Qmp,
-    peer: Peer,
-    drives: Option<Residue>,
-    hooks: Option<Hooks>,
-    watch: SharedWatch,
-    stopped: Arc<AtomicBool>,
-    tap_netns: NetNs,
-    tap: u32,
-}
-
-impl GiveBack {
-    pub(crate) fn new(armed: &Armed) -> Self {
-        let node = &armed.prepared.node;
-        Self {
-            qmp: node.qmp.clone(),
-            peer: armed.prepared.peer.clone(),
-            drives: armed.mirror.as_ref().map(Mirror::residue),
-            hooks: armed.hooks.clone(),
-            watch: armed.watch.clone(),
-            stopped: armed.stopped.clone(),
-            tap_netns: node.tap_netns.clone(),
-            tap: node.tap.index,
-        }
-    }
-
-    /// The VM's packets wait at the destination until the first round of returns is in the tap; only
-    /// then is the redirect turned off, so that what comes directly comes after them.
-    pub(crate) async fn run(self) -> Result<(), String> {
-        let mut problems = Vec::new();
-        // QEMU answers nothing while it waits for a destination's drive that is gone.
-        if let Some(drives) = &self.drives {
-            drives.cut().await;
-        }
-        if let Err(error) = self.qmp.execute(MigrateCancel).await {
-            problems.push(chain(&error));
-        }
-        let redirecting = self
-            .hooks
-            .as_ref()
-            .and_then(|h| h.counters().ok())
-            .is_some_and(|c| c.s3.packets > 0);
-        if redirecting && let Err(error) = self.take_back().await {
-            problems.push(format!("take held packets back: {error}"));
-        }
-        if let Some(hooks) = &self.hooks
-            && let Err(error) = hooks.unflip()
-        {
-            problems.push(chain(&error));
-        }
-        if redirecting && let Err(error) = self.take_back().await {
-            problems.push(format!("take the last packets back: {error}"));
-        }
-        if let Err(error) = self.resume().await {
-            problems.push(error);
-        }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems.join("; "))
-        }
-    }
-
-    async fn take_back(&self) -> Result<u64, String> {
-        let mut injector = FrameInjector::open(&self.tap_netns, self.tap).map_err(|e| chain(&e))?;
-        loop {
-            let request = Request::Abort {
-                reason: "the source gave up".into(),
-            };
-            let reply = self
-                .peer
-                .ask("take packets back", request, deadline::REQUEST)
-                .await
-                .map_err(|e| chain(&e))?;
-            let Reply::Aborted { frames, more } = reply else {
-                return Err("the destination answered Abort with something else".into());
-            };
-            lock(&self.watch).add_injected(frames.len() as u64);
-            inject(&mut injector, &frames).map_err(|e| chain(&e))?;
-            if !more {
-                return Ok(injector.injected());
-            }
-        }
-    }
-
-    /// `migrate_cancel` lets a VM run again that QEMU itself stopped, but not one that we stopped.
-    async fn resume(&self) -> Result<(), String> {
-        let end = Instant::now() + deadline::QMP_RUN_STATE;
-        loop {
-            let migration = self
-                .qmp
-                .execute(QueryMigrate)
-                .await
-                .map_err(|e| chain(&e))?;
-            let over = migration
-                .status
-                .as_ref()
-                .is_none_or(crate::qmp::command::MigrationStatus::is_final);
-            if over || Instant::now() >= end {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
-        // A VM that somebody else paused stays paused.
-        let theirs = status.status == RunState::Paused && !self.stopped.load(Ordering::Relaxed);
-        if status.running || theirs {
-            return Ok(());
-        }
-        self.qmp.execute(Cont).await.map_err(|e| chain(&e))?;
-        let status = self.qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
-        if status.running {
-            Ok(())
-        } else {
-            Err(format!("the VM is still {}", status.status))
-        }
-    }
 }
 
 /// Puts frames, each with its virtio_net_hdr in front, into a tap.
