@@ -17,7 +17,7 @@ cache=${KATAMARAN_LAB_CACHE:-/var/cache/katamaran-lab}
 part=${1:-all}
 
 build_packages="rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev"
-tool_packages="gcc libc6-dev pkg-config ca-certificates"
+tool_packages="gcc g++ libc6-dev pkg-config ca-certificates"
 lab_packages="qemu-system-x86 qemu-system-common seabios busybox-static iproute2 nftables kmod cpio xz-utils ethtool"
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -7,6 +7,7 @@
 )]
 
 mod build_ebpf;
+mod fuzz;
 mod lab;
 mod lab_vm;
 mod source_hash;
@@ -38,6 +39,8 @@ enum Task {
         #[arg(value_parser = ["all", "smoke"], default_value = "all")]
         part: String,
     },
+    /// Feeds whatever reads bytes of others with what libFuzzer comes up with, and prints a table
+    Fuzz(fuzz::Options),
     /// Checks the project's own rules
     Tidy,
     /// Migrates again and again under load and prints a table (root; flags: see `soak --help`)
@@ -81,11 +84,15 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::as_rustc() {
+        return code;
+    }
     let workspace = workspace_root();
     let outcome = match Cli::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&workspace, &options),
         Task::Test { part } if part == "smoke" => Ok(test::smoke(&workspace)),
         Task::Test { .. } => Ok(test::all(&workspace)),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options),
         Task::Tidy => tidy::check(&workspace)
             .map(|()| ExitCode::SUCCESS)
             .map_err(anyhow::Error::msg),

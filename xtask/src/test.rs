@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::steps::{Steps, cargo};
-use crate::{build_ebpf, tidy};
+use crate::{build_ebpf, fuzz, tidy};
 
 /// What the machine that runs the whole suite must be able to do: a skip there is a failure.
 const REQUIRED: &str = "root,bpf,qemu,lab,prometheus";
@@ -28,6 +28,7 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         "clippy for the eBPF programs",
         &mut build_ebpf::clippy(root),
     );
+    steps.command("clippy for the fuzz targets", &mut fuzz::clippy(root));
     unprivileged_tests(root, &mut steps);
     let mut prometheus = cargo(root);
     prometheus.args([
@@ -53,6 +54,14 @@ pub(crate) fn all(root: &Path) -> ExitCode {
             "katamaran-tests",
             "--bins",
         ]),
+    );
+    steps.step(
+        "fuzzing, from the committed corpus",
+        || match fuzz::briefly(root) {
+            Ok(code) if code == ExitCode::SUCCESS => Ok(()),
+            Ok(_crashed) => Err("an input breaks what must hold: it is shown above".to_owned()),
+            Err(error) => Err(format!("{error:#}")),
+        },
     );
     for (name, test) in [
         ("the node's network (real kernel)", "netns"),

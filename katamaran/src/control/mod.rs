@@ -26,6 +26,8 @@ mod dial;
 mod error;
 mod fault;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod listener;
 mod preamble;
 mod server;

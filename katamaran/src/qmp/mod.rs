@@ -25,6 +25,8 @@ mod client;
 pub mod command;
 mod error;
 mod event;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod line;
 mod socket;
 mod wire;

@@ -1,0 +1,27 @@
+//! Frames without a session around them, for the fuzz targets.
+
+use serde::Serialize;
+use tokio::io::AsyncRead;
+
+use super::frame::{self, FrameError, FrameReader};
+
+/// The bodies of the frames in `stream`, and why they end, if not where the stream does.
+pub async fn frames(stream: impl AsyncRead + Unpin) -> (Vec<Vec<u8>>, Option<FrameError>) {
+    let mut reader = FrameReader::new(stream);
+    let mut bodies = Vec::new();
+    loop {
+        match reader.next().await {
+            Ok(Some(body)) => bodies.push(body.to_vec()),
+            Ok(None) => return (bodies, None),
+            Err(error) => return (bodies, Some(error)),
+        }
+    }
+}
+
+/// The frame around `body`.
+///
+/// # Errors
+/// [`FrameError::TooLong`].
+pub fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, FrameError> {
+    frame::encode(body)
+}
