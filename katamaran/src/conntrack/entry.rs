@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::message;
 
+/// Longest name of a helper, in bytes (`NF_CT_HELPER_NAME_LEN` counts the 0 behind it).
+const HELPER_NAME: usize = 15;
+
 /// Bits of [`Entry::status`] (`IPS_*`).
 pub mod status {
     /// Packets came both ways.
@@ -227,6 +230,13 @@ impl Entry {
     #[must_use]
     pub fn is_opening(&self) -> bool {
         self.tcp.is_some_and(|tcp| tcp.state == tcp_state::SYN_SENT)
+    }
+
+    /// The helper, if any kernel can have one of that name: entries come from the other node, and say what they like.
+    pub(super) fn possible_helper(&self) -> Option<&str> {
+        self.helper
+            .as_deref()
+            .filter(|name| name.len() <= HELPER_NAME && !name.contains('\0'))
     }
 
     /// Whether another kernel, once told of the one, has to be told of the other. Time passes there, too.

@@ -146,7 +146,7 @@ impl Table {
             .iter()
             .zip(&taken)
             .filter(|(_, taken)| !**taken)
-            .map(|(entry, _)| Message::create(flags, entry, entry.helper.as_deref()));
+            .map(|(entry, _)| Message::create(flags, entry, entry.possible_helper()));
         let mut answers = self.ask(DOING, requests)?.into_iter();
         let mut added = Vec::with_capacity(entries.len());
         for (entry, taken) in entries.iter().zip(taken) {
@@ -155,6 +155,7 @@ impl Table {
                 continue;
             }
             added.push(match answers.next().unwrap_or(Err(Errno::EIO)) {
+                Ok(_) if entry.helper.as_deref() != entry.possible_helper() => Added::WithoutHelper,
                 Ok(_) => Added::New,
                 Err(Errno::EPERM) => return Err(ConntrackError::kernel(DOING, Errno::EPERM)),
                 Err(Errno::EOPNOTSUPP) if entry.helper.is_some() => {

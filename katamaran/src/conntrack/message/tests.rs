@@ -134,3 +134,19 @@ fn cut_entries_are_refused_without_panic() {
         assert!(parse(&bytes[..length]).is_none_or(|e| e.original == service().original));
     }
 }
+
+#[test]
+fn a_helper_of_a_name_that_no_kernel_can_have_is_left_out() {
+    let mut entry = service();
+    for (name, possible) in [
+        ("ftp".to_owned(), true),
+        ("fifteen-letters".to_owned(), true),
+        ("sixteen--letters".to_owned(), false),
+        ("f\0p".to_owned(), false),
+        ("x".repeat(1 << 17), false),
+    ] {
+        entry.helper = Some(name);
+        let message = payload(Message::create(0, &entry, entry.possible_helper()));
+        assert_eq!(attributes(&message).get(CTA_HELP).is_some(), possible);
+    }
+}
