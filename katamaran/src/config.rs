@@ -1,18 +1,21 @@
 //! Validated settings. Nothing here touches the machine: what is wrong with a command line is
 //! known before the first socket is opened.
 
+mod address;
 mod metrics;
 mod preflight;
 mod trace;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{MigrateArgs, SourceVm, Switch};
+
+use address::{Family, address, addresses};
 
 pub use metrics::MetricsConfig;
 pub use preflight::PreflightConfig;
@@ -25,6 +28,12 @@ const DOWNTIME_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
 /// is given less time.
 const MIGRATION_TIMEOUT: std::ops::RangeInclusive<u64> = 30..=3600;
 const SHARED_TIMEOUT: u64 = 300;
+/// Range of `--storage-sync-timeout` in seconds: up to a week.
+const STORAGE_SYNC_TIMEOUT: std::ops::RangeInclusive<u64> = 1..=604_800;
+/// Range of `--cni-convergence-delay` in seconds.
+const CNI_CONVERGENCE_DELAY: std::ops::RangeInclusive<u64> = 0..=3600;
+/// The longest path that a unix socket can be connected at: `sun_path` has 108 bytes, the last is 0.
+const SOCKET_PATH: usize = 107;
 /// More channels than QEMU accepts (`multifd-channels` is a u8) or than help.
 const MULTIFD_MAX: u8 = 64;
 
@@ -192,6 +201,11 @@ fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
             ));
         }
     }
+    for ip in dest_ips.iter().filter(|ip| vm_ips.contains(ip)) {
+        problems.push(format!(
+            "{ip} is in both --dest-ip and --vm-ip: --dest-ip is the other node's own address, --vm-ip the VM's"
+        ));
+    }
     if args.listen.is_some() {
         problems.push("--listen belongs to --mode dest".into());
     }
@@ -221,8 +235,25 @@ fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
             MIGRATION_TIMEOUT.end()
         ));
     }
-    if args.storage_sync_timeout == 0 {
-        problems.push("--storage-sync-timeout 0: give at least one second".into());
+    for (flag, seconds, range) in [
+        (
+            "--storage-sync-timeout",
+            args.storage_sync_timeout,
+            STORAGE_SYNC_TIMEOUT,
+        ),
+        (
+            "--cni-convergence-delay",
+            args.cni_convergence_delay,
+            CNI_CONVERGENCE_DELAY,
+        ),
+    ] {
+        if !range.contains(&seconds) {
+            problems.push(format!(
+                "{flag} {seconds} is out of range: {}-{} seconds",
+                range.start(),
+                range.end()
+            ));
+        }
     }
     if args.shared_storage {
         for (flag, given) in [
@@ -289,6 +320,9 @@ fn destination(
         .listen
         .as_deref()
         .and_then(|text| address("--listen", text, problems));
+    if let Some(problem) = listen.and_then(address::of_many) {
+        problems.push(format!("--listen {problem}, not one of this node"));
+    }
     Some(DestinationConfig {
         common: common?,
         listen,
@@ -299,6 +333,9 @@ fn common(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
     let all = needed == Needed::All;
     if all && args.qmp.is_none() {
         problems.push("--qmp is missing: the QMP socket of the VM's QEMU on this node".into());
+    }
+    if let Some(path) = &args.qmp {
+        problems.extend(socket_path("--qmp", path));
     }
     if args.port == 0 {
         problems.push("--port 0: give the destination's listening port".into());
@@ -342,6 +379,18 @@ fn common(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
     })
 }
 
+/// What is wrong with the path of a socket.
+fn socket_path(flag: &str, path: &Path) -> Option<String> {
+    let length = path.as_os_str().len();
+    (length > SOCKET_PATH).then(|| {
+        format!(
+            "{flag} {} has {length} bytes, and a socket's path {SOCKET_PATH} at most: name it by a shorter one, \
+             such as a symbolic link to its directory",
+            path.display()
+        )
+    })
+}
+
 /// The kernel's rules for a device name (`dev_valid_name()`, net/core/dev.c; IFNAMSIZ is 16).
 fn device_name(flag: &str, name: Option<&str>, problems: &mut Vec<String>) -> Option<String> {
     let name = name?;
@@ -372,46 +421,6 @@ fn drive_ids(named: &[String], problems: &mut Vec<String>) -> Option<Vec<String>
     (!ids.is_empty()).then_some(ids)
 }
 
-fn addresses(
-    flag: &str,
-    what: &str,
-    texts: &[String],
-    needed: Needed,
-    problems: &mut Vec<String>,
-) -> Vec<IpAddr> {
-    if texts.is_empty() && needed == Needed::All {
-        problems.push(format!("{flag} is missing: {what}"));
-    }
-    let mut addresses = Vec::new();
-    for text in texts {
-        let Some(ip) = address(flag, text, problems) else {
-            continue;
-        };
-        if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
-            problems.push(format!("{flag} {ip} is not the address of one host"));
-        } else if addresses.contains(&ip) {
-            problems.push(format!("{flag} has {ip} twice"));
-        } else {
-            addresses.push(ip);
-        }
-    }
-    addresses
-}
-
-/// Parses one address; IPv4-mapped IPv6 counts as IPv4.
-fn address(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<IpAddr> {
-    let trimmed = text.trim();
-    if let Ok(ip) = trimmed.parse::<IpAddr>() {
-        return Some(ip.to_canonical());
-    }
-    problems.push(if trimmed.contains('%') {
-        format!("invalid {flag} {text:?}: an address with a zone is not routable between nodes")
-    } else {
-        format!("invalid {flag} {text:?}: not an IPv4 or IPv6 address")
-    });
-    None
-}
-
 fn rate(flag: &str, text: Option<&str>, problems: &mut Vec<String>) -> Option<u64> {
     let text = text?;
     let rate = bytes_per_second(text);
@@ -437,28 +446,8 @@ fn bytes_per_second(text: &str) -> Option<u64> {
         .parse::<u64>()
         .ok()?
         .checked_mul(factor)
-        .filter(|rate| *rate > 0)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    fn of(ip: &IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
+        // QEMU's own limit, of signed numbers.
+        .filter(|rate| *rate > 0 && i64::try_from(*rate).is_ok())
 }
 
 #[cfg(test)]

@@ -75,6 +75,14 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
     if let Err(error) = telemetry::init(args.log_format, &args.log_level, bars.clone()) {
         return fail(USAGE, format_args!("{error}"));
     }
+    if let Some(path) = &args.report
+        && let Err(error) = Report::check_place(path)
+    {
+        return fail(
+            USAGE,
+            format_args!("--report {} can't be written: {error}", path.display()),
+        );
+    }
     let exporter = match exporter(&config) {
         Ok(exporter) => exporter,
         Err(error) => return fail(USAGE, format_args!("{}", chain(&error))),

@@ -69,6 +69,9 @@ fn a_socket_that_speaks_something_else_is_told_from_a_monitor() {
         &b"220 mail.example.org ESMTP\r\n"[..],
         b"{\"hello\": 1}\n",
         b"\0\xff\xfe\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x15\x03\x03\x00\x02\x02\x46\n",
+        b"{\"QMP\": {}}\n",
     ] {
         let monitor = Monitor::new();
         for flags in both_sides(&monitor) {
@@ -89,6 +92,56 @@ fn a_silent_socket_is_given_up_after_five_seconds() {
         started.elapsed() >= Duration::from_secs(4),
         "not given its time"
     );
+}
+
+#[test]
+fn half_a_greeting_is_quoted_when_its_time_is_over() {
+    if !has_programs("half_a_greeting_is_quoted_when_its_time_is_over") {
+        return;
+    }
+    let monitor = Monitor::new();
+    let flags = monitor.destination_flags();
+    told(&monitor, &flags, b"{\"QMP\": {\"version\"").expect(2, &["not a QMP monitor", "version"]);
+}
+
+#[test]
+fn a_greeting_without_end_takes_neither_memory_nor_time() {
+    if !has_programs("a_greeting_without_end_takes_neither_memory_nor_time") {
+        return;
+    }
+    let monitor = Monitor::new();
+    let flags = monitor.source_flags();
+    let ended = thread::scope(|scope| {
+        let command = scope.spawn(|| katamaran(&flags));
+        let mut caller = None;
+        while caller.is_none() && !command.is_finished() {
+            caller = monitor.caller();
+            thread::sleep(Duration::from_millis(2));
+        }
+        let mut sent = 0_usize;
+        if let Some(mut caller) = caller {
+            let part = vec![b'{'; 1 << 20];
+            while sent < 1 << 30 && caller.write_all(&part).is_ok() {
+                sent += part.len();
+            }
+        }
+        assert!(sent < 64 << 20, "{sent} bytes of one line were taken");
+        command.join().unwrap()
+    });
+    ended.expect(2, &["not a QMP monitor", "{{{{"]);
+}
+
+#[test]
+fn a_path_that_is_no_network_namespace_is_named() {
+    if !has_programs("a_path_that_is_no_network_namespace_is_named") {
+        return;
+    }
+    let monitor = Monitor::new();
+    let flags = and(monitor.source_flags(), &["--tap-netns", "/dev/null"]);
+    let greeting =
+        b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": 0}}}}\n\
+        {\"return\": {}, \"id\": 1}\n";
+    told(&monitor, &flags, greeting).expect(2, &["/dev/null", "no namespace"]);
 }
 
 #[test]

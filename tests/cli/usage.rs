@@ -29,6 +29,27 @@ fn an_invalid_value_is_shown_and_nothing_is_touched() {
         ("--vm-ip", "0.0.0.0", &["0.0.0.0", "one host"]),
         ("--vm-ip", "224.0.0.1", &["224.0.0.1", "one host"]),
         ("--vm-ip", "127.0.0.1", &["127.0.0.1", "one host"]),
+        ("--vm-ip", "fe80::1", &["fe80::1", "link-local"]),
+        (
+            "--vm-ip",
+            "255.255.255.255",
+            &["255.255.255.255", "broadcast", "one host"],
+        ),
+        (
+            "--dest-ip",
+            "0.0.0.0",
+            &["--dest-ip 0.0.0.0", "unspecified"],
+        ),
+        (
+            "--dest-ip",
+            "192.0.2.5",
+            &["192.0.2.5 is in both --dest-ip and --vm-ip"],
+        ),
+        (
+            "--dest-ip",
+            "192.0.2.2,",
+            &["--dest-ip has an empty entry", "one comma"],
+        ),
         ("--vm-ip", "fe80::1%eth0", &["fe80::1%eth0", "zone"]),
         ("--dest-ip", "fe80::1%eth0", &["fe80::1%eth0", "zone"]),
         ("--port", "0", &["--port"]),
@@ -64,6 +85,22 @@ fn an_invalid_value_is_shown_and_nothing_is_touched() {
         ("--storage-sync-timeout", "0", &["--storage-sync-timeout 0"]),
         ("--cni-convergence-delay", "-1", &["-1"]),
         (
+            "--cni-convergence-delay",
+            "18446744073709551615",
+            &["--cni-convergence-delay 18446744073709551615", "0-3600"],
+        ),
+        (
+            "--storage-sync-timeout",
+            "18446744073709551616",
+            &["18446744073709551616"],
+        ),
+        (
+            "--report",
+            "/nonexistent/report.json",
+            &["--report /nonexistent/report.json", "No such file"],
+        ),
+        ("--report", "/", &["--report /", "directory"]),
+        (
             "--tunnel-mode",
             "pigeon",
             &["--tunnel-mode", "pigeon", "vxlan"],
@@ -74,6 +111,23 @@ fn an_invalid_value_is_shown_and_nothing_is_touched() {
     ] {
         refused(&monitor, &with(source(), flag, Some(value)), words);
     }
+}
+
+#[test]
+fn empty_values_are_refused_by_name() {
+    let monitor = Monitor::new();
+    for flag in ["--tap-netns", "--report", "--tap", "--redirect-dev"] {
+        let flags = with(monitor.source_flags(), flag, Some(""));
+        refused(&monitor, &flags, &[flag]);
+    }
+}
+
+#[test]
+fn a_path_that_no_socket_can_have_is_told_with_its_length() {
+    let monitor = Monitor::new();
+    let path = format!("/{}", "q".repeat(107));
+    let flags = with(monitor.source_flags(), "--qmp", Some(&path));
+    refused(&monitor, &flags, &["--qmp", "108 bytes", "107 at most"]);
 }
 
 #[test]

@@ -37,5 +37,5 @@ fn what_is_about_mirrored_drives_is_refused_with_shared_ones() {
         assert!(refused(SOURCE, flags).contains("--shared-storage"));
     }
     assert!(refused(&mirrored, &["--bandwidth", "much"]).contains("much"));
-    assert!(refused(&mirrored, &["--storage-sync-timeout", "0"]).contains("one second"));
+    assert!(refused(&mirrored, &["--storage-sync-timeout", "0"]).contains("1-604800 seconds"));
 }

@@ -95,6 +95,24 @@ fn mapped_addresses_are_ipv4_and_duplicates_are_refused() {
 }
 
 #[test]
+fn a_destination_listens_on_one_of_its_own_addresses() {
+    let dest = &[
+        "katamaran",
+        "--mode",
+        "dest",
+        "--qmp",
+        "/q",
+        "--shared-storage",
+        "--insecure-plaintext",
+    ];
+    for any in ["0.0.0.0", "::", "127.0.0.1", "10.0.0.2"] {
+        assert!(config(dest, &["--listen", any]).is_ok(), "{any}");
+    }
+    assert!(refused(dest, &["--listen", "224.0.0.1"]).contains("224.0.0.1 is a multicast address"));
+    assert!(refused(dest, &["--listen", "255.255.255.255"]).contains("the broadcast address"));
+}
+
+#[test]
 fn flags_of_the_other_side_are_refused() {
     let dest = &[
         "katamaran",
@@ -108,4 +126,64 @@ fn flags_of_the_other_side_are_refused() {
     assert!(config(dest, &[]).is_ok());
     assert!(refused(dest, &["--vm-ip", "10.1.0.5"]).contains("--mode source"));
     assert!(refused(SOURCE, &["--listen", "10.0.0.1"]).contains("--mode dest"));
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_before_they_overflow_a_clock() {
+    let largest = u64::MAX.to_string();
+    for flag in [
+        "--storage-sync-timeout",
+        "--cni-convergence-delay",
+        "--migration-timeout",
+        "--downtime",
+    ] {
+        let text = refused(SOURCE, &[flag, &largest]);
+        assert!(
+            text.contains(&format!("{flag} {largest} is out of range: ")),
+            "{text}"
+        );
+    }
+    assert!(refused(SOURCE, &["--storage-sync-timeout", "604801"]).contains("1-604800 seconds"));
+    assert!(config(SOURCE, &["--cni-convergence-delay", "0"]).is_ok());
+    for rate in [
+        "9223372036854775808",
+        "8388608T",
+        "8796093022208M",
+        "-1",
+        "0",
+        "1.5G",
+        "M",
+        "",
+    ] {
+        let text = refused(SOURCE, &[&format!("--max-bandwidth={rate}")]);
+        assert!(
+            text.contains(&format!("--max-bandwidth {rate:?} is not")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_destination_is_not_the_vm() {
+    let text = refused(SOURCE, &["--dest-ip", "10.1.0.5"]);
+    assert!(
+        text.contains("10.1.0.5 is in both --dest-ip and --vm-ip"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_path_that_no_socket_can_have_is_refused() {
+    let base: Vec<&str> = SOURCE
+        .iter()
+        .copied()
+        .filter(|word| !["--qmp", "/q"].contains(word))
+        .collect();
+    let path = |length: usize| format!("/{}", "q".repeat(length - 1));
+    assert!(config(&base, &["--qmp", &path(107)]).is_ok());
+    let text = refused(&base, &["--qmp", &path(108)]);
+    assert!(
+        text.contains("has 108 bytes") && text.contains("107 at most"),
+        "{text}"
+    );
 }

@@ -1,7 +1,7 @@
 //! The JSON report: stable, versioned. Every number in it was measured; what was not is `null`.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -322,10 +322,22 @@ impl Report {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
+        let temporary = temporary(path);
         std::fs::write(&temporary, text)?;
         std::fs::rename(&temporary, path)
+    }
+
+    /// Whether a report can be written there: found out before there is one.
+    ///
+    /// # Errors
+    /// It can't.
+    pub fn check_place(path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        }
+        let temporary = temporary(path);
+        std::fs::write(&temporary, "")?;
+        std::fs::remove_file(&temporary)
     }
 
     /// Reads a report back.
@@ -333,18 +345,32 @@ impl Report {
     /// # Errors
     /// The file cannot be read, or is not a report of this schema.
     pub fn read(path: &Path) -> io::Result<Self> {
+        Self::from_json(&std::fs::read(path)?)
+    }
+
+    /// The report that this text is.
+    ///
+    /// # Errors
+    /// It is not a report of this schema.
+    pub fn from_json(text: &[u8]) -> io::Result<Self> {
         // Another schema may have other fields: it is told by its number before anything else is read.
         #[derive(Deserialize)]
         struct Version {
             schema: u32,
         }
-        let text = std::fs::read(path)?;
-        let Version { schema } = serde_json::from_slice(&text)?;
+        let Version { schema } = serde_json::from_slice(text)?;
         if schema != SCHEMA {
             return Err(io::Error::other(format!(
                 "report schema {schema} is not {SCHEMA}"
             )));
         }
-        Ok(serde_json::from_slice(&text)?)
+        Ok(serde_json::from_slice(text)?)
     }
+}
+
+/// The file that becomes the one at `path`.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    name.into()
 }

@@ -8,11 +8,12 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use super::{NetError, Netlink, Result};
 
@@ -42,7 +43,11 @@ impl NetNs {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let label = path.display().to_string();
-        File::open(path)
+        File::options()
+            .read(true)
+            // A pipe without a writer would not open otherwise.
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(path)
             .and_then(|file| Self::from_file(file, label))
             .map_err(|source| NetError::OpenNetNs {
                 path: path.to_owned(),
@@ -90,6 +95,11 @@ impl NetNs {
     }
 
     fn from_file(file: File, label: String) -> std::io::Result<Self> {
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(std::io::Error::other(
+                "it is no namespace: those are at /run/netns/NAME or /proc/PID/ns/net",
+            ));
+        }
         let inode = file.metadata()?.ino();
         Ok(Self {
             file: Arc::new(file),
