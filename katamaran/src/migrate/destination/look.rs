@@ -44,8 +44,16 @@ pub(super) async fn answer(node: &Node, config: &CommonConfig, look: Look) {
 /// The version that both speak.
 pub(super) fn hello(versions: &[u16], software: &str) -> Result<Reply, MigrateError> {
     let version = select(versions, &[PROTOCOL]).ok_or_else(|| {
+        let behind = match versions.iter().max() {
+            Some(newest) if *newest > PROTOCOL => "destination",
+            _ => "source",
+        };
+        let versions: Vec<String> = versions.iter().map(u16::to_string).collect();
         refused(format!(
-            "the source (katamaran {software}) speaks session versions {versions:?}, this one speaks {PROTOCOL}"
+            "the source (katamaran {software}) speaks version {} of the session, the destination (katamaran {}) version \
+             {PROTOCOL}: upgrade katamaran on the {behind}",
+            versions.join(", "),
+            env!("CARGO_PKG_VERSION"),
         ))
     })?;
     Ok(Reply::Hello {
@@ -70,4 +78,53 @@ pub(super) async fn prepare(
         kernel: kernel_release(),
     });
     Ok((drives, reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_before_and_the_one_after_are_refused_with_what_to_upgrade() {
+        let own = env!("CARGO_PKG_VERSION");
+        for (versions, software, told) in [
+            (
+                &[2][..],
+                "0.0.9",
+                "the source (katamaran 0.0.9) speaks version 2 of the session",
+            ),
+            (&[1, 2], "0.0.9", "speaks version 1, 2 of the session"),
+            (
+                &[4],
+                "0.2.0",
+                "the source (katamaran 0.2.0) speaks version 4 of the session",
+            ),
+        ] {
+            let refusal = hello(versions, software).unwrap_err().to_string();
+            assert!(refusal.contains(told), "{refusal}");
+            let ours = format!("the destination (katamaran {own}) version {PROTOCOL}");
+            assert!(refusal.contains(&ours), "{refusal}");
+            let behind = if versions.contains(&4) {
+                "destination"
+            } else {
+                "source"
+            };
+            assert!(
+                refusal.ends_with(&format!("upgrade katamaran on the {behind}")),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_source_that_speaks_more_versions_than_this_one_is_answered_in_this_one() {
+        let reply = hello(&[2, PROTOCOL, 4], "0.2.0").unwrap();
+        assert!(matches!(
+            reply,
+            Reply::Hello {
+                version: PROTOCOL,
+                ..
+            }
+        ));
+    }
 }

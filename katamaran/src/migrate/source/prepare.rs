@@ -281,6 +281,12 @@ pub(crate) async fn greet(peer: &Peer) -> Result<String, MigrateError> {
             version: PROTOCOL,
             software,
         } => Ok(software),
+        // No release answers with a version that it was not offered.
+        Reply::Hello { version, software } => Err(refused(format!(
+            "the destination (katamaran {software}) speaks version {version} of the session, the source (katamaran {}) \
+             version {PROTOCOL}: install the same release of katamaran on both",
+            env!("CARGO_PKG_VERSION")
+        ))),
         _ => Err(MigrateError::OutOfStep { what: "Hello" }),
     }
 }
