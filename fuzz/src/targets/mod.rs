@@ -1,7 +1,17 @@
 //! The targets, a module each.
 
+mod conntrack;
+mod count;
 mod frame;
+mod metrics;
+mod nbd;
+mod packet;
+mod preamble;
+mod qmp;
 mod qmp_line;
+mod reply;
+mod report;
+mod session;
 
 /// Something that reads bytes.
 #[derive(Debug)]
@@ -22,7 +32,20 @@ impl Target {
     }
 }
 
-pub(crate) const ALL: &[Target] = &[frame::TARGET, qmp_line::TARGET];
+pub(crate) const ALL: &[Target] = &[
+    conntrack::TARGET,
+    count::TARGET,
+    frame::TARGET,
+    metrics::TARGET,
+    nbd::TARGET,
+    packet::TARGET,
+    preamble::TARGET,
+    qmp::TARGET,
+    qmp_line::TARGET,
+    reply::TARGET,
+    report::TARGET,
+    session::TARGET,
+];
 
 /// Runs what is asynchronous; nothing here waits for time or for a peer.
 fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -20,6 +20,8 @@
 mod attribute;
 pub mod entry;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod listing;
 mod message;
 pub mod news;

@@ -16,6 +16,8 @@ mod encode;
 mod error;
 mod exporter;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod page;
 mod recorder;
 mod server;
