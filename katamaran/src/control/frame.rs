@@ -15,7 +15,7 @@ const HEADER: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The body is longer than both sides allow. Found before anything is allocated for it.
-    #[error("frame of {length} bytes, more than {FRAME_LIMIT}")]
+    #[error("frame of {length} bytes, more than {FRAME_LIMIT}{}", stranger(*.length))]
     TooLong { length: usize },
 
     /// A frame without a body, which nobody sends.
@@ -41,6 +41,18 @@ pub enum FrameError {
     /// Reading failed.
     #[error("read a frame")]
     Read { source: io::Error },
+}
+
+/// A length that is text was none: something else talks.
+fn stranger(length: usize) -> String {
+    let bytes = u32::try_from(length).unwrap_or(0).to_be_bytes();
+    match bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        true => format!(
+            " (not a katamaran peer: it opened with \"{}\")",
+            bytes.escape_ascii()
+        ),
+        false => String::new(),
+    }
 }
 
 /// The bytes of a frame around `body`.
@@ -148,6 +160,31 @@ mod tests {
         assert_eq!(reader.next().await.unwrap().unwrap(), &b"\"slow\""[..]);
         drop(near);
         assert!(reader.next().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_another_protocol_is_quoted() {
+        for (opening, quoted) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n"[..], Some("\"HTTP\"")),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", Some("\"SSH-\"")),
+            (b"220 mail.example.org ESMTP\r\n", Some("\"220 \"")),
+            // An alert of TLS.
+            (b"\x15\x03\x03\x00\x02\x02\x46", None),
+            (b"\xff\xff\xff\xff", None),
+        ] {
+            let (bodies, error) = read_all(opening).await;
+            let told = error.unwrap().to_string();
+            assert!(
+                bodies.is_empty() && told.contains("more than 1048576"),
+                "{told}"
+            );
+            assert_eq!(
+                told.contains("not a katamaran peer"),
+                quoted.is_some(),
+                "{told}"
+            );
+            assert!(quoted.is_none_or(|quoted| told.contains(quoted)), "{told}");
+        }
     }
 
     #[tokio::test]
