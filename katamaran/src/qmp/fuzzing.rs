@@ -5,8 +5,6 @@ use tokio::io::AsyncRead;
 use super::error::CloseReason;
 use super::line::LineReader;
 
-pub use super::line::LINE_LIMIT;
-
 /// The lines of `stream` that are not blank, and why they end.
 pub async fn lines(stream: impl AsyncRead + Unpin) -> (Vec<Vec<u8>>, CloseReason) {
     let mut reader = LineReader::new(stream);
