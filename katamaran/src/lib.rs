@@ -7,6 +7,7 @@ pub mod control;
 pub mod deadline;
 pub mod discover;
 pub mod ebpf;
+pub mod journal;
 pub mod metrics;
 pub mod migrate;
 pub mod nbd;

@@ -11,6 +11,7 @@ const LEAVES: &[&str] = &[
     "conntrack",
     "control",
     "ebpf",
+    "journal",
     "metrics",
     "nbd",
     "net",
