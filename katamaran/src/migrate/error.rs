@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::control::{ControlError, DialError};
 use crate::discover::DiscoverError;
 use crate::ebpf::EbpfError;
+use crate::journal::JournalError;
 use crate::net::NetError;
 use crate::qmp::QmpError;
 use crate::relay::RelayError;
@@ -56,6 +57,8 @@ pub enum MigrateError {
         path: std::path::PathBuf,
         source: std::io::Error,
     },
+    #[error("keep the journal")]
+    Journal(#[from] JournalError),
     #[error("listen on {address}")]
     Listen {
         address: std::net::SocketAddr,

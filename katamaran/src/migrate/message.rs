@@ -36,6 +36,7 @@ use super::report::LedgerReport;
 use super::shared::wire::{SharedAnswer, SharedOffer};
 use super::storage::DriveDescription;
 use crate::control::Protocol;
+use crate::journal::Receipts;
 
 /// The version of these messages that this build speaks.
 pub const PROTOCOL: u16 = 3;
@@ -153,6 +154,9 @@ pub struct VmDescription {
     pub storage: Storage,
     /// The drives to mirror; none with shared storage.
     pub drives: Vec<DriveDescription>,
+    /// What the destination can prove later; absent from nodes that keep no journal, and from a look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipts: Option<Receipts>,
 }
 
 /// How the VM's drives get to the destination.

@@ -7,6 +7,7 @@
 pub mod conntrack;
 pub mod convergence;
 pub mod destination;
+mod diary;
 pub(crate) mod error;
 pub(crate) mod fit;
 pub mod ledger;

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::diary::Diary;
 use super::report::PhaseTime;
 use super::storage::DriveProgress;
 use super::storage::job::Standing;
+use crate::journal::Record;
 use crate::metrics::{self, Metrics};
 use crate::session_id::SessionId;
 
@@ -45,6 +47,7 @@ const MIB: f64 = 1048576.0;
 pub struct Progress {
     bars: MultiProgress,
     metrics: Metrics,
+    diary: Diary,
     phases: Vec<PhaseTime>,
     current: Option<(&'static str, Instant)>,
     ram: Option<ProgressBar>,
@@ -76,6 +79,7 @@ impl Progress {
         Self {
             bars: outlets.bars,
             metrics: outlets.metrics,
+            diary: Diary::default(),
             phases: Vec::new(),
             current: None,
             ram: None,
@@ -96,10 +100,22 @@ impl Progress {
         self.metrics.begin(session);
     }
 
+    /// From now on phases are also written into the journal.
+    pub(crate) fn keep(&mut self, diary: Diary) {
+        self.diary = diary;
+        self.write_down(self.current());
+    }
+
+    fn write_down(&self, phase: &str) {
+        let name = phase.to_owned();
+        self.diary.mention(&Record::Phase { name });
+    }
+
     /// Ends the phase that runs, if any, and begins another.
     pub fn begin(&mut self, name: &'static str) {
         self.end();
         self.metrics.phase(name);
+        self.write_down(name);
         self.current = Some((name, Instant::now()));
         self.phases.push(PhaseTime {
             name: name.to_owned(),

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::journal::Record;
 use crate::migrate::error::chain;
 use crate::migrate::message::WireFrame;
 use crate::net::packet::is_bait;
@@ -108,6 +109,10 @@ impl Session<'_> {
             if self.stage == Stage::Committed {
                 self.outlive_source().await;
                 self.clean_up().await;
+                // The source may not know.
+                self.diary.settle(&self.report.cleanup);
+            } else {
+                self.diary.close(&self.report.cleanup);
             }
             self.server.close().await;
             return End::Migrated;
@@ -118,12 +123,44 @@ impl Session<'_> {
         self.held = None;
         self.clean_up().await;
         self.server.close().await;
-        let reason = self.reason.unwrap_or_else(|| "the source left".to_owned());
+        let mut reason = self
+            .reason
+            .take()
+            .unwrap_or_else(|| "the source left".to_owned());
+        if let Some(receipt) = self.end_diary().await {
+            reason.push_str(&receipt);
+        }
         if self.refused {
             End::Refused { reason }
         } else {
             End::GivenUp { reason }
         }
+    }
+
+    /// What an operator may have to tell a source that sent a COMMIT which never came here. One that asked for an abort has
+    /// sent none.
+    async fn end_diary(&mut self) -> Option<String> {
+        let vm = self.vm.as_ref();
+        let receipts = vm.and_then(|vm| vm.receipts.as_ref());
+        let (Some(receipts), Stage::Blocked) = (receipts, self.stage) else {
+            self.diary.close(&self.report.cleanup);
+            return None;
+        };
+        let end = Instant::now() + deadline::QMP_RUN_STATE;
+        while !self.node.qmp.is_closed() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if !self.node.qmp.is_closed() {
+            let what = vec!["the incoming QEMU".to_owned()];
+            self.diary.mention(&Record::Left { what });
+            return None;
+        }
+        self.diary.note(&Record::Discarded).ok()?;
+        self.diary.settle(&self.report.cleanup);
+        Some(format!(
+            ". If the source says undecided, run there: katamaran resolve {} --destination-discarded {}",
+            self.id, receipts.discarded
+        ))
     }
 
     /// The source can't tell us any more when its last packet was redirected: deliver until none

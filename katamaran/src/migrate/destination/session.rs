@@ -1,6 +1,7 @@
 //! One session with a source: requests in, replies out, one at a time; and what QEMU, the
 //! relay or a signal have to say meanwhile.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use crate::control::{
     ControlConnection, ControlError, Fault, FaultCode, RequestId, Requests, Server, Stream,
     StreamKind, Timing,
 };
+use crate::journal::Record;
 use crate::migrate::conntrack::wire::{ConntrackAnswer, ConntrackBatch};
+use crate::migrate::diary::Diary;
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
@@ -58,7 +61,8 @@ pub(crate) enum End {
 }
 
 pub(super) struct Session<'a> {
-    id: SessionId,
+    pub(super) id: SessionId,
+    source: SocketAddr,
     pub(super) node: Node,
     pub(super) server: Server<MigrationProtocol>,
     pub(super) relay: Option<DestinationRelay>,
@@ -72,8 +76,9 @@ pub(super) struct Session<'a> {
     progress: &'a mut Progress,
     pub(super) report: &'a mut Report,
     pub(super) undo: UndoStack,
+    pub(super) diary: Diary,
     pub(super) stage: Stage,
-    vm: Option<VmDescription>,
+    pub(super) vm: Option<VmDescription>,
     pub(super) delivery: Option<Delivery>,
     pub(super) shared: Held,
     /// This node's table of connections, once the source has told of one.
@@ -111,6 +116,7 @@ pub(crate) async fn serve(
     let (server, mut requests) = Server::start(io, Timing::default());
     let mut session = Session {
         id,
+        source: connection.peer,
         node,
         server,
         relay: None,
@@ -121,6 +127,7 @@ pub(crate) async fn serve(
         progress,
         report,
         undo: UndoStack::default(),
+        diary: Diary::default(),
         stage: Stage::Connected,
         vm: None,
         delivery: None,
@@ -200,6 +207,10 @@ impl Session<'_> {
         tracing::debug!(from = %self.stage, to = %next, "stage");
         // COMMIT takes effect even if the reply can't be delivered.
         if next == Stage::Committed {
+            if let Err(error) = self.diary.note(&Record::CommitReceived) {
+                let fault = Fault::new(FaultCode::Failed, chain(&error));
+                return self.server.reply(id, Err(fault));
+            }
             self.stage = next;
         }
         let announce = matches!(request, Request::Commit);
@@ -232,6 +243,9 @@ impl Session<'_> {
             Request::Hello { versions, software } => look::hello(&versions, &software),
             Request::Prepare(vm) => {
                 let (drives, reply) = look::prepare(&self.node, self.config, &vm).await?;
+                self.diary =
+                    Diary::of_destination(&self.node, self.id, self.config, self.source, &vm)?;
+                self.progress.keep(self.diary.clone());
                 self.drives = drives;
                 self.vm = Some(vm);
                 Ok(reply)
@@ -248,6 +262,8 @@ impl Session<'_> {
                     .vm
                     .as_ref()
                     .ok_or(MigrateError::OutOfStep { what: "Arm" })?;
+                let before = self.node.tap.txqlen;
+                self.diary.note(&Record::Ring { before })?;
                 let delivery = Delivery::arm(&self.node, self.id, vm, &arm, &mut self.undo).await?;
                 let buffer = delivery.buffer;
                 self.report.tunnel = Some(arm.tunnel);
@@ -291,6 +307,7 @@ impl Session<'_> {
                 Ok(Reply::Conntrack(self.take_in_connections(batch).await))
             }
             Request::Block => {
+                self.diary.note(&Record::Blocked)?;
                 shared::must_not_write(&self.shared).await?;
                 if let Some(vm) = &self.vm {
                     neighbours::introduce(&self.node, vm).await;
@@ -318,6 +335,7 @@ impl Session<'_> {
                 let run = guest::run(&self.node, self.delivery.as_ref());
                 let resumed = shared::run_fenced(&self.shared, run).await?;
                 self.running = true;
+                self.diary.mention(&Record::Running);
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
             }
@@ -392,6 +410,7 @@ impl Session<'_> {
 
     async fn receive_ram(&mut self, multifd_channels: u8) -> Result<(), MigrateError> {
         let socket = self.directory()?.join("ram");
+        self.diary.note(&Record::Listening)?;
         guest::listen(
             &self.node.qmp,
             format!("unix:{}", socket.display()),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadline;
 use crate::ebpf::FlipTime;
+use crate::journal::Record;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
@@ -167,6 +168,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
     let drained = drain(armed).await;
+    run.diary.note(&Record::Stopping)?;
     armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
     stop(armed).await?;
@@ -292,6 +294,7 @@ impl Paused {
     /// The one irrevocable step. A request that never left this node changes nothing; after any other
     /// failure the destination may run the VM, and no error comes out of here that could resume it.
     pub(crate) async fn commit(self, run: &mut Run) -> Result<Committed, MigrateError> {
+        run.diary.note(&Record::CommitSent)?;
         tracing::info!(drives_handed_over = self.drives.is_some(), "COMMIT");
         let asked = self
             .armed
@@ -302,9 +305,15 @@ impl Paused {
             .await;
         run.report.cutover.committed_ms = Some(ms_since(self.moments.flip));
         let running = match asked {
-            Ok(Reply::Committed(resumed)) => Running::Yes(resumed),
+            Ok(Reply::Committed(resumed)) => {
+                run.diary.mention(&Record::Running);
+                Running::Yes(resumed)
+            }
             Ok(_) => Running::Unknown(MigrateError::OutOfStep { what: "Commit" }),
-            Err(error) if error.never_sent() => return Err(error).doing("commit"),
+            Err(error) if error.never_sent() => {
+                run.diary.note(&Record::CommitHadNoEffect)?;
+                return Err(error).doing("commit");
+            }
             Err(source) => Running::Unknown(MigrateError::Session {
                 doing: "commit",
                 source: Box::new(source),

@@ -73,6 +73,7 @@ impl Committed {
         run.progress.begin("clean up");
         run.report.cleanup = cleanup.run(deadline::UNDO).await;
         if run.report.outcome == Outcome::Migrated {
+            run.diary.close(&run.report.cleanup);
             self.say_goodbye(&mut run).await;
         }
         run.progress.end();

@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::journal::Record;
+use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::ledger::Returned;
 use crate::migrate::message::{Reply, Request, WireFrame};
@@ -44,10 +46,11 @@ pub(crate) struct GiveBack {
     tap: u32,
     vm_ips: Vec<IpAddr>,
     told: ReturnedCell,
+    diary: Diary,
 }
 
 impl GiveBack {
-    pub(crate) fn new(armed: &Armed, vm_ips: &[IpAddr], told: ReturnedCell) -> Self {
+    pub(crate) fn new(armed: &Armed, vm_ips: &[IpAddr], told: ReturnedCell, diary: Diary) -> Self {
         let node = &armed.prepared.node;
         Self {
             qmp: node.qmp.clone(),
@@ -60,6 +63,7 @@ impl GiveBack {
             tap: node.tap.index,
             vm_ips: vm_ips.to_vec(),
             told,
+            diary,
         }
     }
 
@@ -73,8 +77,9 @@ impl GiveBack {
             problems.push(chain(&error));
         }
         problems.extend(self.take_all_back().await);
-        if let Err(error) = self.resume().await {
-            problems.push(error);
+        match self.resume().await {
+            Ok(()) => self.diary.mention(&Record::Resumed),
+            Err(error) => problems.push(error),
         }
         if problems.is_empty() {
             Ok(())

@@ -29,6 +29,7 @@ pub(crate) use recover::inject;
 use tokio_util::sync::CancellationToken;
 
 use self::conntrack::Connections;
+use super::diary::Diary;
 use super::error::{CopyRates, MigrateError, chain};
 use super::ledger::Recovered;
 use super::progress::{Outlets, Progress};
@@ -49,6 +50,7 @@ pub(crate) struct Run {
     pub(crate) report: Report,
     pub(crate) recovered: Recovered,
     pub(crate) undo: UndoStack,
+    pub(crate) diary: Diary,
     /// The VM's volumes that both nodes have open.
     pub(crate) shared: Held,
     /// Of the VM, as this node's kernel tracks them.
@@ -112,6 +114,7 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         report: Report::new(session, Role::Source),
         recovered: Recovered::default(),
         undo: UndoStack::default(),
+        diary: Diary::default(),
         shared: Held::default(),
         connections: Connections::default(),
         returned: give_back::ReturnedCell::default(),
@@ -157,6 +160,7 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     }
     run.shared.stand_down().await;
     let cleanup = std::mem::take(&mut run.undo).unwind(deadline::UNDO).await;
+    run.diary.close(&cleanup);
     run.progress.end();
     let mut report = run.report;
     report.outcome = match (interrupted, touched) {

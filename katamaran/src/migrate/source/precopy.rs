@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::journal::Record;
 use crate::migrate::convergence::{Controller, Decision, Pace, Reading};
 use crate::migrate::error::{CopyRates, Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
@@ -95,9 +96,15 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
             .transpose()
             .doing("copy passed packets")?;
     }
-    let give_back = GiveBack::new(&armed, &run.config.vm_ips, run.returned.clone());
+    let give_back = GiveBack::new(
+        &armed,
+        &run.config.vm_ips,
+        run.returned.clone(),
+        run.diary.clone(),
+    );
     run.undo
         .on_abort("the VM's stop and its migration", move || give_back.run());
+    run.diary.note(&Record::Migrating)?;
     armed
         .prepared
         .node
@@ -136,7 +143,19 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
         capabilities.push(switch(Capability::ReturnPath, true));
         capabilities.push(switch(ack, true));
     }
-    restore_capabilities(known, &capabilities, run, qmp.clone());
+    let restore = MigrationParameters {
+        downtime_limit: before.downtime_limit,
+        max_bandwidth: before.max_bandwidth,
+        avail_switchover_bandwidth: before.avail_switchover_bandwidth,
+        multifd_channels: before.multifd_channels,
+        ..MigrationParameters::default()
+    };
+    let known = only(known, &capabilities);
+    run.diary.note(&Record::QemuSettings {
+        capabilities: serde_json::json!(known),
+        parameters: serde_json::json!(restore),
+    })?;
+    restore_capabilities(known, run, qmp.clone());
     qmp.execute(MigrateSetCapabilities { capabilities })
         .await
         .doing("set migration capabilities")?;
@@ -153,13 +172,6 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
         ..MigrationParameters::default()
     };
     let restore_on = qmp.clone();
-    let restore = MigrationParameters {
-        downtime_limit: before.downtime_limit,
-        max_bandwidth: before.max_bandwidth,
-        avail_switchover_bandwidth: before.avail_switchover_bandwidth,
-        multifd_channels: before.multifd_channels,
-        ..MigrationParameters::default()
-    };
     run.undo
         .on_abort("QEMU's migration parameters", move || async move {
             restore_on
@@ -174,14 +186,14 @@ async fn set_up_qemu(armed: &Armed, run: &mut Run) -> Result<(), MigrateError> {
     Ok(())
 }
 
+/// The switches that are changed, as they are now.
+fn only(mut known: Vec<CapabilityState>, changed: &[CapabilityState]) -> Vec<CapabilityState> {
+    known.retain(|k| changed.iter().any(|c| c.capability == k.capability));
+    known
+}
+
 /// On an abort the switches are put back: the next migration of this VM may be somebody else's.
-fn restore_capabilities(
-    mut before: Vec<CapabilityState>,
-    changed: &[CapabilityState],
-    run: &mut Run,
-    qmp: Qmp,
-) {
-    before.retain(|b| changed.iter().any(|c| c.capability == b.capability));
+fn restore_capabilities(before: Vec<CapabilityState>, run: &mut Run, qmp: Qmp) {
     run.undo
         .on_abort("QEMU's migration capabilities", move || async move {
             let restore = MigrateSetCapabilities {

@@ -4,10 +4,13 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::cli::SourceVm;
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
 use crate::discover::Wiring;
 use crate::ebpf;
+use crate::journal::{Receipts, Role};
+use crate::migrate::diary::{Beginning, Diary};
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::fit;
 use crate::migrate::message::{
@@ -89,6 +92,18 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     };
 
     let destination = SocketAddr::new(config.dest_ips[0], config.common.port);
+    let receipts = Receipts::random();
+    let beginning = Beginning {
+        session: run.session,
+        role: Role::Source,
+        qmp: &config.common.qmp,
+        peer: destination.to_string(),
+        vm: config.vm_ips.clone(),
+        ends_qemu: config.source_vm == SourceVm::Quit,
+        receipts: Some(receipts.clone()),
+    };
+    run.diary = Diary::begin(&node, beginning)?;
+    run.progress.keep(run.diary.clone());
     let dialer = Dialer::new(destination, plaintext());
     let stream = dialer
         .dial(Preamble::control(run.session))
@@ -97,7 +112,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;
-    let vm = describe_vm(
+    let mut vm = describe_vm(
         &node,
         mac,
         &config.vm_ips,
@@ -105,6 +120,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         &drives,
     )
     .await;
+    vm.receipts = Some(receipts);
     let theirs = ask_prepare(&peer, vm).await?;
     if run.config.common.shared_storage {
         run.shared = attach_source(&run.config, run.session, &node, &peer, &mut run.undo).await?;
@@ -313,6 +329,7 @@ pub(crate) async fn describe_vm(
             false => Storage::Mirrored,
         },
         drives: drives.iter().map(|d| d.description.clone()).collect(),
+        receipts: None,
     }
 }
 
