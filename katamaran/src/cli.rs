@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::session_id::SessionId;
+
 /// What the exit status tells a script; shown by `--help`.
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -32,6 +34,26 @@ Exit status:
   0    nothing is missing
   2    something is missing, or bad usage; with --strict also if something is degraded or unchecked";
 
+/// The same for `katamaran cleanup`.
+const CLEANUP_STATUS: &str = "\
+A migration that lives is never touched, and neither is one that is undecided: see `katamaran resolve`.
+
+Exit status:
+  0    nothing is left
+  2    bad usage, or it could not be looked at
+  5    something is left (listed)";
+
+/// The same for `katamaran resolve`.
+const RESOLVE_STATUS: &str = "\
+Run it on the destination first, with nothing but the session: it says where the VM is, and what to run on the source. The
+source changes nothing without the destination's receipt, so that the VM can't run twice.
+
+Exit status:
+  0    settled on this node
+  2    bad usage, or refused; nothing was changed
+  4    still undecided; what to run is said
+  5    settled, but something was left behind (listed)";
+
 /// Live-migrates a Kata Containers VM to another node and proves that no packet was lost.
 ///
 /// Start `katamaran --mode dest` beside the incoming QEMU on the destination node, then
@@ -58,6 +80,51 @@ pub enum Command {
     Preflight(Box<PreflightArgs>),
     /// Show which packets of a VM the kernel drops, where, and why (root)
     Trace(TraceArgs),
+    /// Show the migrations of this node, living and dead
+    Status {
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what migrations left on this node whose katamaran died, or remove it
+    #[command(after_help = CLEANUP_STATUS)]
+    Cleanup(CleanupArgs),
+    /// Settle a migration that is undecided: COMMIT was sent, and one node does not know what came of it
+    #[command(after_help = RESOLVE_STATUS)]
+    Resolve(ResolveArgs),
+}
+
+/// Flags of `katamaran cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove it; without this flag nothing is changed
+    #[arg(long)]
+    pub apply: bool,
+    /// Only this session; also forgets its receipts, where it is settled
+    #[arg(long, value_name = "SESSION")]
+    pub session: Option<SessionId>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `katamaran resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// The session, as in `katamaran status`
+    pub session: SessionId,
+    /// On the destination: end its copy of the VM, which does not run, so that the source can resume its own
+    #[arg(long, group = "answer")]
+    pub discard: bool,
+    /// On the destination: run its copy of the VM, for which COMMIT came
+    #[arg(long, group = "answer")]
+    pub run: bool,
+    /// On the source: resume the VM; the receipt is what `resolve` printed on the destination
+    #[arg(long, value_name = "RECEIPT", group = "answer")]
+    pub destination_discarded: Option<String>,
+    /// On the source: give up its stopped copy; the receipt is what `resolve` printed on the destination
+    #[arg(long, value_name = "RECEIPT", group = "answer")]
+    pub destination_runs: Option<String>,
 }
 
 /// Flags of `katamaran preflight`.

@@ -1,5 +1,7 @@
 //! The command: parse, run, print the result, exit with a status that a script can use.
 
+mod commands;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -25,6 +27,9 @@ fn main() -> ExitCode {
         },
         Some(Command::Preflight(args)) => preflight(&args),
         Some(Command::Trace(args)) => trace(&args),
+        Some(Command::Status { json }) => commands::status(json),
+        Some(Command::Cleanup(args)) => commands::cleanup(&args),
+        Some(Command::Resolve(args)) => commands::resolve(args),
         None => migrate(&cli.migrate),
     }
 }

@@ -218,6 +218,44 @@ pub fn stale_sessions() -> Result<Vec<SessionId>, EbpfError> {
     Ok(stale)
 }
 
+/// The roles of sessions that have pins but no running process. Changes nothing.
+///
+/// # Errors
+///
+/// When the pins can't be listed.
+pub fn stale_roles() -> Result<Vec<(SessionId, Role)>, EbpfError> {
+    let mut stale = Vec::new();
+    for (session, path) in role_directories()? {
+        let role = [Role::Source, Role::Destination]
+            .into_iter()
+            .find(|role| path.ends_with(role.to_string()));
+        if let Some(role) = role
+            && lock(&path)?.is_some()
+        {
+            stale.push((session, role));
+        }
+    }
+    Ok(stale)
+}
+
+/// Removes what a process that no longer runs has left of one role of a session: a redirect stops here.
+///
+/// # Errors
+///
+/// A pin can't be removed. A filter of another network namespace is [`EbpfError::OtherNamespace`]; what comes before it is
+/// removed.
+pub fn sweep_role(session: SessionId, role: Role) -> Result<(), EbpfError> {
+    let path = Path::new(ROOT)
+        .join(session.to_string())
+        .join(role.to_string());
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = lock_patiently(&path)?.ok_or(EbpfError::SessionLive { session, role })?;
+    empty(&path)?;
+    remove_directories(&path)
+}
+
 /// All `<session>/<role>` directories; what is not named like one is not ours.
 pub(super) fn role_directories() -> Result<Vec<(SessionId, PathBuf)>, EbpfError> {
     let root = Path::new(ROOT);

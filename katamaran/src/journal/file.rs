@@ -46,6 +46,8 @@ pub struct Found {
     pub path: PathBuf,
     /// Whether a process looks after it.
     pub living: bool,
+    /// Whether nothing is left of it but what this node may be asked.
+    pub settled: bool,
     /// What is in it.
     pub story: Result<Story, JournalError>,
 }
@@ -131,6 +133,9 @@ impl Journal {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(());
         };
+        if directory.ends_with(SETTLED) {
+            return Ok(());
+        }
         let settled = directory.join(SETTLED);
         make_directory(&settled)?;
         self.move_to(&settled.join(name))
@@ -170,12 +175,14 @@ pub fn list(directory: &Path) -> Result<Vec<Found>, JournalError> {
             Err(error) => found.push(Found {
                 path,
                 living: true,
+                settled: directory.ends_with(SETTLED),
                 story: Err(error),
             }),
             Ok(file) => found.push(Found {
                 living: lock::is_taken(&file)
                     .map_err(io::Error::from)
                     .map_err(failed("ask for the lock of", &path))?,
+                settled: directory.ends_with(SETTLED),
                 story: read(&file, &path),
                 path,
             }),

@@ -4,6 +4,7 @@
 //! pure functions ([`convergence`], [`reconcile`], [`tap_account`]); everything that was set up is undone by
 //! [`rollback`].
 
+pub mod aftermath;
 pub mod conntrack;
 pub mod convergence;
 pub mod destination;

@@ -94,6 +94,20 @@ impl NetNs {
         })
     }
 
+    /// The namespace with this number, if a process is in it or it has a name; looked for in `/proc`, which takes a moment.
+    #[must_use]
+    pub fn by_inode(inode: u64) -> Option<Self> {
+        let is_it = |path: PathBuf| {
+            let metadata = std::fs::metadata(&path).ok()?;
+            (metadata.ino() == inode).then(|| Self::open(&path).ok())?
+        };
+        let entries =
+            |directory: &str| std::fs::read_dir(directory).into_iter().flatten().flatten();
+        is_it(PathBuf::from(OWN_NETNS))
+            .or_else(|| entries("/run/netns").find_map(|entry| is_it(entry.path())))
+            .or_else(|| entries("/proc").find_map(|entry| is_it(entry.path().join("ns/net"))))
+    }
+
     fn from_file(file: File, label: String) -> std::io::Result<Self> {
         if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
             return Err(std::io::Error::other(

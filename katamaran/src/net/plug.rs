@@ -107,6 +107,24 @@ impl PlugQdisc {
         }
     }
 
+    /// The plug that a dead process has left on device `link`, if there is one. What was there before it is not known any more:
+    /// [`PlugQdisc::remove`] leaves the kernel's default.
+    ///
+    /// # Errors
+    /// The device can't be looked at.
+    pub async fn left_behind(netlink: &Netlink, link: u32) -> Result<Option<Self>> {
+        match netlink.root_message(link).await {
+            Ok(message) if message.header.handle == OUR_HANDLE => Ok(Some(Self {
+                netlink: netlink.clone(),
+                link,
+                previous: None,
+                removed: false,
+            })),
+            Ok(_) | Err(NetError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Checks that the plug is the device's root queueing discipline and the device has carrier:
     /// without it, a plug is not in use yet and everything is dropped.
     ///

@@ -17,6 +17,7 @@ use std::pin::Pin;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
+use super::aftermath::{clear_the_tap, clear_the_way};
 use super::error::{Doing as _, MigrateError, chain};
 use super::node::Node;
 use super::progress::{Outlets, Progress};
@@ -39,9 +40,9 @@ pub async fn run(config: DestinationConfig, outlets: Outlets, stop: Cancellation
         Ok(End::Undecided { reason }) => {
             report.outcome = Outcome::Undecided;
             report.error = Some(format!(
-                "COMMIT came, but QEMU did not run the VM: {reason}. The VM is stopped here and on the source. If it can be \
-                 run here with `cont`, end the source's QEMU. Otherwise end this QEMU first, then resume the VM on the \
-                 source with `cont`. Never do both"
+                "COMMIT came, but QEMU did not run the VM: {reason}. The VM is stopped here and on the source. Run \
+                 `katamaran resolve {}` here: it runs the VM here, or gives it back to the source. Resume neither copy by hand",
+                report.session
             ));
         }
         Ok(End::Refused { reason }) => {
@@ -79,7 +80,9 @@ async fn take_in(
     stop: &CancellationToken,
 ) -> Result<End, MigrateError> {
     ebpf::object_state().doing("look at the eBPF programs")?;
+    clear_the_way(&config.common.qmp).await?;
     let node = Node::open(&config.common).await?;
+    clear_the_tap(&node).await?;
     guest::must_be_incoming(&node).await?;
     let address = listen_address(config.listen, config.common.port);
     let failed = |source| MigrateError::Listen { address, source };

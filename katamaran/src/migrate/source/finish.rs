@@ -14,6 +14,8 @@ use crate::migrate::report::{LedgerReport, Outcome, Report};
 use crate::migrate::rollback::Undone;
 use crate::qmp::command::{QueryMigrate, Quit};
 
+use crate::session_id::SessionId;
+
 use super::Run;
 use super::arm::Armed;
 use super::cutover::Moments;
@@ -65,7 +67,7 @@ impl Committed {
             }
             Running::Unknown(error) => {
                 run.report.outcome = Outcome::Undecided;
-                run.report.error = Some(undecided(error));
+                run.report.error = Some(undecided(run.session, error));
                 run.report.shared_volumes = run.shared.report(false);
                 tracing::error!(error = chain(error), "COMMIT was sent and not answered");
             }
@@ -372,12 +374,10 @@ fn first_redirect_us(hooks: &Hooks, flip: Option<FlipTime>) -> Option<f64> {
     Some(us)
 }
 
-fn undecided(error: &MigrateError) -> String {
+fn undecided(session: SessionId, error: &MigrateError) -> String {
     format!(
-        "COMMIT was sent, but its answer did not come ({}). The VM stays stopped on the source. Ask the \
-         destination's QEMU: `query-status` on its QMP socket. If it says running, end the source's QEMU with `quit`: the \
-         migration is done. If it says anything else, first end the destination's QEMU, then resume the VM on the source with \
-         `cont`. Never do both",
+        "COMMIT was sent, but its answer did not come ({}). The VM stays stopped on the source. Run `katamaran resolve {session}` \
+         on the destination: it says where the VM is, and what to run here. Do not resume it by hand: it may run there",
         chain(error)
     )
 }

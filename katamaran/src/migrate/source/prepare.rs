@@ -1,5 +1,5 @@
 //! Prepare: look at everything that could make the migration impossible, on both nodes, and change
-//! nothing.
+//! nothing, but for what a dead migration of this VM has left.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +10,7 @@ use crate::deadline;
 use crate::discover::Wiring;
 use crate::ebpf;
 use crate::journal::{Receipts, Role};
+use crate::migrate::aftermath::{clear_the_tap, clear_the_way};
 use crate::migrate::diary::{Beginning, Diary};
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::fit;
@@ -72,7 +73,9 @@ impl fmt::Display for Hook {
 pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     ebpf::object_state().doing("look at the eBPF programs")?;
     let config = &run.config;
+    clear_the_way(&config.common.qmp).await?;
     let node = Node::open(&config.common).await?;
+    clear_the_tap(&node).await?;
     check_vm_is_free(&node.qmp).await?;
     let mac = node.vm_mac().await?;
     let wanted = config.redirect_dev.as_deref();

@@ -129,6 +129,15 @@ impl Exports {
         }
     }
 
+    /// Closes the server that a dead process has left.
+    ///
+    /// # Errors
+    /// QEMU says no.
+    pub(crate) async fn close_left_behind(&self) -> Result<(), StorageError> {
+        self.open.store(true, Ordering::Relaxed);
+        self.close().await
+    }
+
     /// The same, as an undo step.
     pub(crate) async fn undo(self) -> Result<(), String> {
         self.close().await.map_err(|e| chain(&e))

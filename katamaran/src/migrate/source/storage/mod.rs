@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use handover::{HandedOver, hand_over};
-pub(crate) use residue::Residue;
+pub(crate) use residue::{Residue, remove_all};
 pub(crate) use start::copy_mode;
 
 use crate::deadline;

@@ -64,7 +64,7 @@ impl Residue {
 }
 
 /// Removes every job and node that carries our name.
-pub(super) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
+pub(crate) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
     let end = Instant::now() + deadline::JOB_ABORT;
     let mut last = None;
     loop {

@@ -1,0 +1,278 @@
+//! Does what was decided.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::decide::Deed;
+use super::found::{Cleaned, Told};
+use super::look::{Seen, pins_of};
+use crate::deadline;
+use crate::ebpf::{self, EbpfError};
+use crate::journal::{Found, Record, Role, Story, adopt};
+use crate::migrate::error::chain;
+use crate::migrate::source::storage::remove_all;
+use crate::migrate::storage::Side;
+use crate::migrate::storage::export::Exports;
+use crate::net::qdisc::PlugQdisc;
+use crate::net::{NetNs, Netlink};
+use crate::qmp::Qmp;
+use crate::qmp::command::{
+    Cont, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, QueryMigrate, QueryStatus,
+    Quit, RunState,
+};
+use crate::session_id::SessionId;
+
+const POLL: Duration = Duration::from_millis(5);
+/// A session has filters in two namespaces at most, and each round takes off what comes first in one of them.
+const ROUNDS: usize = 8;
+
+/// A dead session, and the ways to what it left.
+pub(super) struct Context<'a> {
+    pub(super) story: &'a Story,
+    pub(super) seen: Seen,
+}
+
+impl Context<'_> {
+    pub(super) async fn carry_out(&self, deed: &Deed) -> Result<(), String> {
+        match deed {
+            Deed::RemoveMirrors => remove_all(self.qmp()?).await.map_err(|e| chain(&e)),
+            Deed::CancelMigration => self.cancel_migration().await,
+            Deed::RemovePrograms => self.remove_programs().await,
+            Deed::ResumeVm => self.resume().await,
+            Deed::RestoreQemu => self.restore_qemu().await,
+            Deed::RemoveExports => {
+                let exports = Exports::new(self.qmp()?.clone(), self.side());
+                exports.close_left_behind().await.map_err(|e| chain(&e))
+            }
+            Deed::EndQemu => self.end_qemu().await,
+            Deed::OpenPlug => match self.plug().await? {
+                Some(plug) => plug.keep().await.map_err(|e| chain(&e)),
+                None => Ok(()),
+            },
+            Deed::RemovePlug => match self.plug().await? {
+                Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
+                None => Ok(()),
+            },
+            Deed::ShortenRing { to } => self.shorten_ring(*to).await,
+            Deed::RemoveDevice(name) => self.remove_device(name).await,
+            Deed::RemoveDirectory(path) => gone(std::fs::remove_dir_all(path), path),
+        }
+    }
+
+    fn qmp(&self) -> Result<&Qmp, String> {
+        self.seen.qmp.as_ref().ok_or_else(|| "QEMU is gone".into())
+    }
+
+    fn side(&self) -> Side {
+        match self.story.header.role {
+            Role::Source => Side::Source,
+            Role::Destination => Side::Destination,
+        }
+    }
+
+    async fn cancel_migration(&self) -> Result<(), String> {
+        let qmp = self.qmp()?;
+        qmp.execute(MigrateCancel).await.map_err(|e| chain(&e))?;
+        let end = Instant::now() + deadline::QMP_RUN_STATE;
+        loop {
+            let info = qmp.execute(QueryMigrate).await.map_err(|e| chain(&e))?;
+            match info.status {
+                Some(status) if !status.is_final() => {
+                    if Instant::now() >= end {
+                        return Err(format!("it is still {status}"));
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn resume(&self) -> Result<(), String> {
+        let qmp = self.qmp()?;
+        let running = async || {
+            let status = qmp.execute(QueryStatus).await.map_err(|e| chain(&e))?;
+            Ok::<_, String>(status)
+        };
+        // A migration that is cancelled may have let it run by itself.
+        if running().await?.running {
+            return Ok(());
+        }
+        qmp.execute(Cont).await.map_err(|e| chain(&e))?;
+        let status = running().await?;
+        match status.running {
+            true => Ok(()),
+            false => Err(format!("the VM is still {}", status.status)),
+        }
+    }
+
+    async fn restore_qemu(&self) -> Result<(), String> {
+        let qmp = self.qmp()?;
+        for record in &self.story.records {
+            let Record::QemuSettings {
+                capabilities,
+                parameters,
+            } = record
+            else {
+                continue;
+            };
+            let capabilities =
+                serde_json::from_value(capabilities.clone()).map_err(|e| chain(&e))?;
+            let parameters = MigrateSetParameters {
+                parameters: serde_json::from_value(parameters.clone()).map_err(|e| chain(&e))?,
+            };
+            let restore = MigrateSetCapabilities { capabilities };
+            qmp.execute(restore).await.map_err(|e| chain(&e))?;
+            qmp.execute(parameters).await.map_err(|e| chain(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Returns when the process is gone: until then nobody may believe that it is.
+    async fn end_qemu(&self) -> Result<(), String> {
+        let qmp = self.qmp()?;
+        let status = qmp.execute(QueryStatus).await;
+        if status.is_ok_and(|status| status.running || status.status == RunState::Running) {
+            return Err("the VM runs: it is not ended".to_owned());
+        }
+        if let Err(error) = qmp.execute(Quit).await
+            && !error.is_closed()
+        {
+            return Err(chain(&error));
+        }
+        let end = Instant::now() + deadline::QMP_RUN_STATE;
+        while self.story.header.qemu.is_some_and(|qemu| qemu.exists()) {
+            if Instant::now() >= end {
+                return Err("it was told to quit, and is still there".to_owned());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn remove_programs(&self) -> Result<(), String> {
+        let (session, role) = (self.story.header.session, pins_of(self.story.header.role));
+        let places: Vec<NetNs> = self
+            .seen
+            .netns
+            .iter()
+            .chain(self.seen.tap.as_ref().map(|(netns, _)| netns))
+            .cloned()
+            .collect();
+        remove_programs(session, role, places).await
+    }
+
+    fn tap(&self) -> Option<(&Netlink, u32)> {
+        let (_, netlink) = self.seen.tap.as_ref()?;
+        Some((netlink, self.story.header.tap.index))
+    }
+
+    /// The tap may have gone with its QEMU.
+    async fn plug(&self) -> Result<Option<PlugQdisc>, String> {
+        let Some((netlink, tap)) = self.tap() else {
+            return Ok(None);
+        };
+        match PlugQdisc::left_behind(netlink, tap).await {
+            Err(error) if error.already_gone() => Ok(None),
+            other => other.map_err(|e| chain(&e)),
+        }
+    }
+
+    async fn shorten_ring(&self, to: u32) -> Result<(), String> {
+        let Some((netlink, tap)) = self.tap() else {
+            return Ok(());
+        };
+        match netlink.set_txqlen(tap, to).await {
+            Err(error) if error.already_gone() => Ok(()),
+            other => other.map_err(|e| chain(&e)),
+        }
+    }
+
+    async fn remove_device(&self, name: &str) -> Result<(), String> {
+        let Some(netns) = &self.seen.netns else {
+            return Ok(());
+        };
+        let netlink = netns.netlink().map_err(|e| chain(&e))?;
+        let removed = match netlink.link_by_name(name).await {
+            Ok(link) => netlink.delete_link(link.index).await,
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.already_gone() => Ok(()),
+            other => other.map_err(|e| chain(&e)),
+        }
+    }
+}
+
+fn gone(removed: std::io::Result<()>, path: &Path) -> Result<(), String> {
+    match removed {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|e| format!("{}: {e}", path.display())),
+    }
+}
+
+/// Links come off anywhere, filters only in their own namespace.
+async fn remove_programs(
+    session: SessionId,
+    role: ebpf::Role,
+    mut places: Vec<NetNs>,
+) -> Result<(), String> {
+    if places.is_empty() {
+        places.push(NetNs::current().map_err(|e| chain(&e))?);
+    }
+    let removed = tokio::task::spawn_blocking(move || {
+        let mut last = Ok(());
+        for netns in places.iter().cycle().take(ROUNDS) {
+            last = netns
+                .run(|| ebpf::sweep_role(session, role))
+                .map_err(|e| chain(&e))?
+                .map_err(|error| match error {
+                    EbpfError::OtherNamespace { .. } => Err(chain(&error)),
+                    error => Ok(chain(&error)),
+                });
+            match last {
+                Ok(()) => return Ok(()),
+                Err(Ok(error)) => return Err(error),
+                Err(Err(_)) => {}
+            }
+        }
+        last.map_err(|error| error.unwrap_or_else(|elsewhere| elsewhere))
+    });
+    removed.await.map_err(|e| e.to_string())?
+}
+
+/// Pins without a journal: nothing is known but their session.
+pub(super) async fn orphan(session: SessionId, role: Role, apply: bool) -> Cleaned {
+    let mut cleaned = Cleaned::of(session, role, "no journal");
+    let deed = Deed::RemovePrograms;
+    cleaned.steps.push(match apply {
+        false => Told::planned(&deed),
+        true => Told::done(
+            &deed,
+            remove_programs(session, pins_of(role), Vec::new()).await,
+        ),
+    });
+    cleaned
+}
+
+/// What a destination keeps for a source that may ask.
+pub(super) fn settled(found: Found, apply: bool) -> Cleaned {
+    const WHAT: &str = "forget the receipt for the source";
+    let story = match found.story {
+        Ok(story) => story,
+        Err(error) => return Cleaned::unreadable(&found.path, &error),
+    };
+    let mut cleaned = Cleaned::of(story.header.session, story.header.role, "settled");
+    let forgotten = match (apply, adopt(&found.path)) {
+        (false, _) => None,
+        (true, Ok(Some((journal, _)))) => journal.remove().err().map(|e| chain(&e)),
+        (true, Ok(None)) => Some("a process holds it".to_owned()),
+        (true, Err(error)) => Some(chain(&error)),
+    };
+    cleaned.steps.push(Told {
+        what: WHAT.to_owned(),
+        done: apply && forgotten.is_none(),
+        error: forgotten,
+    });
+    cleaned
+}

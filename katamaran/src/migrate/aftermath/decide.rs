@@ -1,0 +1,186 @@
+//! What is to be done about a dead session: a pure function of its journal and of what is found on the node.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::journal::{Record, Role, Standing, Story};
+use crate::qmp::command::{MigrationStatus, RunState};
+
+/// What is found of a session.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Facts {
+    /// The QEMU that it used; `None` when that is gone.
+    pub(super) qemu: Option<QemuFacts>,
+    /// Programs of ours are pinned.
+    pub(super) programs: bool,
+    /// A tunnel's device.
+    pub(super) device: Option<String>,
+    /// Our plug is on the tap.
+    pub(super) plug: bool,
+    /// The tap's ring, in packets.
+    pub(super) ring: Option<u32>,
+    /// Directories of sockets.
+    pub(super) directories: Vec<PathBuf>,
+}
+
+/// What QEMU says.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct QemuFacts {
+    pub(super) status: RunState,
+    pub(super) running: bool,
+    pub(super) migration: Option<MigrationStatus>,
+    /// Jobs or nodes of ours.
+    pub(super) mirrors: bool,
+    /// Exports of ours.
+    pub(super) exports: bool,
+}
+
+impl Facts {
+    pub(super) fn runs_here(&self) -> bool {
+        self.qemu.as_ref().is_some_and(|qemu| qemu.running)
+    }
+}
+
+/// One thing to do, in the order in which they must be done.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Deed {
+    RemoveMirrors,
+    CancelMigration,
+    RemovePrograms,
+    ResumeVm,
+    RestoreQemu,
+    RemoveExports,
+    EndQemu,
+    OpenPlug,
+    RemovePlug,
+    ShortenRing { to: u32 },
+    RemoveDevice(String),
+    RemoveDirectory(PathBuf),
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RemoveMirrors => f.write_str("remove the mirrors of the drives from QEMU"),
+            Self::CancelMigration => f.write_str("cancel QEMU's migration"),
+            Self::RemovePrograms => f.write_str("take the programs off, and with them a redirect"),
+            Self::ResumeVm => f.write_str("let the VM run here again"),
+            Self::RestoreQemu => f.write_str("set QEMU's migration as it was before"),
+            Self::RemoveExports => f.write_str("close QEMU's exports of the drives"),
+            Self::EndQemu => f.write_str("end QEMU, whose copy of the VM must not run here"),
+            Self::OpenPlug => f.write_str("let the packets go that the plug holds"),
+            Self::RemovePlug => f.write_str("remove the plug from the tap"),
+            Self::ShortenRing { to } => write!(f, "give the tap's ring its {to} packets back"),
+            Self::RemoveDevice(name) => write!(f, "remove device {name}"),
+            Self::RemoveDirectory(path) => write!(f, "remove {}", path.display()),
+        }
+    }
+}
+
+/// What is to be done.
+///
+/// # Errors
+/// Why nothing may be done.
+pub(super) fn decide(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
+    let mut deeds = match story.header.role {
+        Role::Source => of_source(story, facts)?,
+        Role::Destination => of_destination(story, facts)?,
+    };
+    deeds.extend(facts.device.clone().map(Deed::RemoveDevice));
+    deeds.extend(facts.directories.iter().cloned().map(Deed::RemoveDirectory));
+    Ok(deeds)
+}
+
+fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
+    let session = story.header.session;
+    let programs = facts.programs.then_some(Deed::RemovePrograms);
+    // Nothing is left here that could run.
+    let Some(qemu) = &facts.qemu else {
+        return Ok(programs.into_iter().collect());
+    };
+    match story.standing() {
+        Standing::CommitSent | Standing::CommitReceived => Err(format!(
+            "COMMIT was sent to {}, and its answer is not known: run `katamaran resolve {session}` on that node, then here",
+            story.header.peer
+        )),
+        Standing::Running if qemu.running => Err(
+            "the VM was given to the destination, and runs here as well: somebody resumed it. Find out which of the two \
+             is to go on and end the other one's QEMU"
+                .to_owned(),
+        ),
+        Standing::Running => {
+            let end = story.header.ends_qemu.then_some(Deed::EndQemu);
+            Ok(programs.into_iter().chain(end).collect())
+        }
+        Standing::BeforeCommit | Standing::Discarded => Ok(back_to_source(story, facts, qemu)),
+    }
+}
+
+/// The VM never left: all that was set up goes, and it runs.
+fn back_to_source(story: &Story, facts: &Facts, qemu: &QemuFacts) -> Vec<Deed> {
+    let ours = story.has(&Record::Migrating) && !story.has(&Record::Resumed);
+    let under_way = qemu
+        .migration
+        .as_ref()
+        .is_some_and(|status| !status.is_final() && *status != MigrationStatus::None);
+    // QEMU itself stops it for the switch-over; what somebody else has paused stays paused.
+    let stopped_by_us = match qemu.status {
+        RunState::FinishMigrate | RunState::Postmigrate => true,
+        RunState::Paused => story.has(&Record::Stopping),
+        _ => false,
+    };
+    let settings = story
+        .records
+        .iter()
+        .any(|record| matches!(record, Record::QemuSettings { .. }));
+    [
+        (qemu.mirrors, Deed::RemoveMirrors),
+        (ours && under_way, Deed::CancelMigration),
+        (facts.programs, Deed::RemovePrograms),
+        (ours && !qemu.running && stopped_by_us, Deed::ResumeVm),
+        (settings, Deed::RestoreQemu),
+        (qemu.exports, Deed::RemoveExports),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, deed)| wanted.then_some(deed))
+    .collect()
+}
+
+fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
+    let session = story.header.session;
+    let qemu = facts.qemu.as_ref();
+    let runs = facts.runs_here();
+    let programs = facts.programs.then_some(Deed::RemovePrograms);
+    match (story.standing(), qemu) {
+        (Standing::BeforeCommit, Some(_)) if runs => Err(
+            "the VM runs here, though COMMIT never came: somebody resumed it. Find out whether it also runs on the source, \
+             and end one of the two QEMUs"
+                .to_owned(),
+        ),
+        (Standing::CommitReceived, Some(_)) if !runs => Err(format!(
+            "COMMIT came, and the VM does not run: `katamaran resolve {session} --run` runs it here, \
+             `katamaran resolve {session} --discard` gives it up in favour of the source"
+        )),
+        (Standing::Running | Standing::CommitReceived | Standing::CommitSent, _) => {
+            let open = facts.plug.then_some(Deed::OpenPlug);
+            Ok(open.into_iter().chain(programs).collect())
+        }
+        (Standing::BeforeCommit | Standing::Discarded, _) => {
+            let listened = story.has(&Record::Listening);
+            let end = qemu.filter(|_| listened).map(|_| Deed::EndQemu);
+            let exports = qemu.filter(|qemu| qemu.exports && !listened);
+            let before = story.records.iter().find_map(|record| match record {
+                Record::Ring { before } => Some(*before),
+                _ => None,
+            });
+            let ring = before.filter(|before| facts.ring.is_some_and(|now| now > *before));
+            Ok(end
+                .into_iter()
+                .chain(exports.map(|_| Deed::RemoveExports))
+                .chain(programs)
+                .chain(facts.plug.then_some(Deed::RemovePlug))
+                .chain(ring.map(|to| Deed::ShortenRing { to }))
+                .collect())
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Looks for what a dead session has left. Changes nothing.
+
+use std::path::PathBuf;
+
+use super::decide::{Facts, QemuFacts};
+use crate::ebpf;
+use crate::journal::{Header, Role, Story};
+use crate::migrate::error::chain;
+use crate::migrate::node::{relay_directory, verify_directory};
+use crate::migrate::report;
+use crate::migrate::storage::PREFIX;
+use crate::net::names::{self, QDISC_MAJOR, session_link};
+use crate::net::{NetNs, Netlink};
+use crate::qmp::command::{
+    QueryBlockExports, QueryBlockJobs, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
+};
+use crate::qmp::{Qmp, QmpError};
+
+/// What was found, and the ways to it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) facts: Facts,
+    /// The QEMU that the session used.
+    pub(super) qmp: Option<Qmp>,
+    /// Where katamaran ran.
+    pub(super) netns: Option<NetNs>,
+    /// The tap's namespace, and the way to it, while the tap exists.
+    pub(super) tap: Option<(NetNs, Netlink)>,
+}
+
+/// Looks.
+///
+/// # Errors
+/// Something can't be looked at: then nothing may be done either.
+pub(super) async fn look(story: &Story) -> Result<Seen, String> {
+    let header = &story.header;
+    let qmp = find_qemu(header).await?;
+    let qemu = match &qmp {
+        Some(qmp) => Some(ask(qmp).await.map_err(|e| chain(&e))?),
+        None => None,
+    };
+    let netns = NetNs::by_inode(header.netns);
+    let tap = find_tap(header).await?;
+    let (plug, ring) = match &tap {
+        Some((_, netlink)) => on_tap(netlink, header.tap.index).await?,
+        None => (false, None),
+    };
+    let facts = Facts {
+        qemu,
+        programs: has_programs(header)?,
+        device: match &netns {
+            Some(netns) => find_device(netns, header).await?,
+            None => None,
+        },
+        plug,
+        ring,
+        directories: directories(header),
+    };
+    Ok(Seen {
+        facts,
+        qmp,
+        netns,
+        tap,
+    })
+}
+
+/// `None` when that QEMU is gone, whatever serves its socket now.
+async fn find_qemu(header: &Header) -> Result<Option<Qmp>, String> {
+    match header.qemu {
+        Some(qemu) if !qemu.exists() => return Ok(None),
+        Some(_) => {}
+        None if !header.qmp.exists() => return Ok(None),
+        None => {
+            return Err(format!(
+                "which process the QEMU at {} was could not be told when the migration began, so it is not touched",
+                header.qmp.display()
+            ));
+        }
+    }
+    let qmp = Qmp::connect(&header.qmp).await.map_err(|error| {
+        format!(
+            "its QEMU lives and can't be asked at {}: {}",
+            header.qmp.display(),
+            chain(&error)
+        )
+    })?;
+    let pid = qmp.peer_pid().and_then(|pid| i32::try_from(pid).ok());
+    if pid == header.qemu.map(|qemu| qemu.pid) {
+        return Ok(Some(qmp));
+    }
+    Err(format!(
+        "its QEMU lives, and another process serves {}",
+        header.qmp.display()
+    ))
+}
+
+async fn ask(qmp: &Qmp) -> Result<QemuFacts, QmpError> {
+    let status = qmp.execute(QueryStatus).await?;
+    let migration = qmp.execute(QueryMigrate).await?;
+    let jobs = qmp.execute(QueryBlockJobs).await?;
+    let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+    let exports = qmp.execute(QueryBlockExports).await?;
+    let is_ours = |name: &str| name.starts_with(PREFIX);
+    let mut nodes = nodes.iter().filter_map(|node| node.node_name.as_deref());
+    Ok(QemuFacts {
+        status: status.status,
+        running: status.running,
+        migration: migration.status,
+        mirrors: jobs.iter().any(|job| is_ours(&job.device)) || nodes.any(is_ours),
+        exports: exports.iter().any(|export| is_ours(&export.id)),
+    })
+}
+
+async fn find_tap(header: &Header) -> Result<Option<(NetNs, Netlink)>, String> {
+    let Some(netns) = NetNs::by_inode(header.tap.netns) else {
+        return Ok(None);
+    };
+    let netlink = netns.netlink().map_err(|e| chain(&e))?;
+    match netlink.link_by_index(header.tap.index).await {
+        Ok(link) if link.name == header.tap.name => Ok(Some((netns, netlink))),
+        Ok(_) => Ok(None),
+        Err(error) if error.already_gone() => Ok(None),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// Whether our plug is there, and how long the ring is.
+async fn on_tap(netlink: &Netlink, tap: u32) -> Result<(bool, Option<u32>), String> {
+    let ring = match netlink.link_by_index(tap).await {
+        Ok(link) => Some(link.txqlen),
+        Err(error) if error.already_gone() => None,
+        Err(error) => return Err(chain(&error)),
+    };
+    // A device that is down shows none.
+    let plug = netlink
+        .root_qdisc(tap)
+        .await
+        .is_ok_and(|root| root.kind == "plug" && root.major == QDISC_MAJOR);
+    Ok((plug, ring))
+}
+
+fn has_programs(header: &Header) -> Result<bool, String> {
+    let stale = ebpf::stale_roles().map_err(|e| chain(&e))?;
+    Ok(stale.contains(&(header.session, pins_of(header.role))))
+}
+
+pub(super) fn pins_of(role: Role) -> ebpf::Role {
+    match role {
+        Role::Source => ebpf::Role::Source,
+        Role::Destination => ebpf::Role::Destination,
+    }
+}
+
+async fn find_device(netns: &NetNs, header: &Header) -> Result<Option<String>, String> {
+    let role = match header.role {
+        Role::Source => names::Role::Source,
+        Role::Destination => names::Role::Destination,
+    };
+    let name = session_link(role, header.session);
+    let netlink = netns.netlink().map_err(|e| chain(&e))?;
+    match netlink.link_by_name(&name).await {
+        Ok(_) => Ok(Some(name)),
+        Err(error) if error.already_gone() => Ok(None),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+fn directories(header: &Header) -> Vec<PathBuf> {
+    let candidates = match header.role {
+        Role::Source => vec![
+            relay_directory(header.session, report::Role::Source),
+            verify_directory(header.session),
+        ],
+        Role::Destination => vec![relay_directory(header.session, report::Role::Destination)],
+    };
+    candidates
+        .into_iter()
+        .filter(|path| path.exists())
+        .collect()
+}
