@@ -100,9 +100,12 @@ pub struct CleanupArgs {
     /// Remove it; without this flag nothing is changed
     #[arg(long)]
     pub apply: bool,
-    /// Only this session; also forgets its receipts, where it is settled
+    /// Only this session
     #[arg(long, value_name = "SESSION")]
     pub session: Option<SessionId>,
+    /// Also forget the receipt that is kept for a source which may still ask for it
+    #[arg(long, requires = "session")]
+    pub forget: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use katamaran::cli::{CleanupArgs, LogFormat, ResolveArgs};
-use katamaran::migrate::aftermath::{self, Answer};
+use katamaran::migrate::aftermath::{self, Answer, Wanted};
 use katamaran::migrate::progress::bars;
 use katamaran::migrate::{MigrateError, chain};
 use katamaran::telemetry;
@@ -27,7 +27,12 @@ pub(crate) fn status(json: bool) -> ExitCode {
 }
 
 pub(crate) fn cleanup(args: &CleanupArgs) -> ExitCode {
-    run(aftermath::cleanup(args.apply, args.session), |found| {
+    let wanted = Wanted {
+        apply: args.apply,
+        session: args.session,
+        forget: args.forget,
+    };
+    run(aftermath::cleanup(wanted), |found| {
         print(&match args.json {
             true => json(found),
             false => found.render(),

@@ -13,8 +13,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    all, assert_clean_but_for_the_dead_destination, both, remove_what_the_dead_left, report,
-    require,
+    all, assert_clean_but_for_the_dead_destination, both, clean_up_after_the_dead_destination,
+    report, require,
 };
 
 /// When it happens.
@@ -215,8 +215,8 @@ fn the_vm_goes_on_when_the_destinations_katamaran_is_killed() {
     migration.dest.process().kill();
     let (ended, _) = migration.end().unwrap();
     assert_clean_but_for_the_dead_destination(&stage, &ended);
+    clean_up_after_the_dead_destination(&stage, &ended);
     assert_went_on(stage, &ended, 1, &["session", "destination"]);
-    remove_what_the_dead_left(&ended);
 }
 
 #[test]

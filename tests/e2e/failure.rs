@@ -1,12 +1,16 @@
 //! What the VM depends on dies during the copy: it goes on where it is, and the message says what failed.
 
+use std::time::{Duration, Instant};
+
+use katamaran_tests::leak::{Scope, Snapshot};
 use katamaran_tests::run::{
     Ended, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
 };
 use serde_json::Value;
 
 use crate::support::{
-    assert_clean_but_for_the_dead_destination, both, remove_what_the_dead_left, report, require,
+    assert_clean_but_for_the_dead_destination, both, clean_up_after_the_dead_destination, report,
+    require,
 };
 
 fn stage() -> Stage {
@@ -69,13 +73,18 @@ fn the_vm_goes_on_when_the_destinations_qemu_is_killed_during_the_copy() {
 fn the_vm_goes_on_when_the_destinations_katamaran_is_killed_during_the_copy() {
     require!(Root, Bpf, Lab);
     let mut stage = stage();
+    let before = Snapshot::take(Scope::NamespacesOnly, stage.nodes()).unwrap();
     let mut migration = copying(&mut stage);
     migration.dest.process().kill();
     let (ended, _) = migration.end().unwrap();
     assert_eq!(ended.dest.status, None, "{}", both(&ended));
     assert_clean_but_for_the_dead_destination(&stage, &ended);
+    clean_up_after_the_dead_destination(&stage, &ended);
+    let soon = Instant::now() + Duration::from_secs(5);
+    before
+        .wait_until_restored(Scope::NamespacesOnly, stage.nodes(), soon)
+        .unwrap();
     assert_went_on(stage, &ended, &["session", "destination"]);
-    remove_what_the_dead_left(&ended);
 }
 
 #[test]

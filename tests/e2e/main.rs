@@ -6,6 +6,7 @@
 
 mod cancel;
 mod conntrack;
+mod crash;
 mod disk_baseline;
 mod disk_failure;
 mod disk_faults;

@@ -1,7 +1,8 @@
 //! What all tests here ask of a migration.
 
 use katamaran_tests::lab::Node;
-use katamaran_tests::run::{Ended, MigrationRun, SideResult, Stage};
+use katamaran_tests::leak::session_files;
+use katamaran_tests::run::{Ended, MigrationRun, SideResult, Stage, katamaran_command};
 use serde_json::Value;
 
 /// Returns from the test where it can't run.
@@ -72,14 +73,25 @@ pub(crate) fn assert_clean_but_for_the_dead_destination(stage: &Stage, ended: &E
     assert_eq!(leaks, Vec::<String>::new(), "{}", both(ended));
 }
 
-/// What a killed destination has left outside of the lab's namespaces.
+/// Has katamaran remove what a killed destination left, and leaves nothing.
 #[track_caller]
-pub(crate) fn remove_what_the_dead_left(ended: &Ended) {
+pub(crate) fn clean_up_after_the_dead_destination(stage: &Stage, ended: &Ended) {
     let session = report(&ended.source)["session"].as_str().unwrap();
-    for dir in [
-        format!("/sys/fs/bpf/katamaran/{session}"),
-        format!("/run/katamaran/{session}-destination"),
-    ] {
-        std::fs::remove_dir_all(dir).ok();
-    }
+    let (status, told) = katamaran(stage, Node::B, &["cleanup", "--session", session]);
+    assert_eq!(status, Some(5), "{told}");
+    assert!(told.contains("would take the programs off"), "{told}");
+    let apply = ["cleanup", "--apply", "--session", session];
+    let (status, told) = katamaran(stage, Node::B, &apply);
+    assert_eq!(status, Some(0), "{told}");
+    assert_eq!(session_files(session), Vec::<String>::new(), "{told}");
+}
+
+/// Exit status and output of one of katamaran's commands on a node.
+pub(crate) fn katamaran(stage: &Stage, node: Node, args: &[&str]) -> (Option<i32>, String) {
+    let output = katamaran_command(stage, node, args).unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
 }

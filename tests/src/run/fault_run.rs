@@ -302,5 +302,6 @@ fn forget_the_dead(case: FaultCase, ended: &Ended) {
         ] {
             std::fs::remove_dir_all(dir).ok();
         }
+        std::fs::remove_file(format!("/run/katamaran/{session}-destination.journal")).ok();
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -217,6 +217,19 @@ impl Drop for KatamaranProcess {
                 .ok();
         }
     }
+}
+
+/// Runs one of katamaran's other commands on a node, to its end.
+///
+/// # Errors
+///
+/// When it can't be started.
+pub fn katamaran_command(stage: &Stage, node: Node, args: &[&str]) -> Result<Output> {
+    let program = katamaran_binary()?;
+    let netns = stage.lab.network().node(node);
+    netns
+        .run(|| Command::new(program).args(args).output())?
+        .with_context(|| format!("run katamaran {}", args.join(" ")))
 }
 
 /// The program under test: `$KATAMARAN_BIN`, or the one that was built beside this one.

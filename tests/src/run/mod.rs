@@ -23,7 +23,7 @@ pub use self::drives::{Destination, DriveOptions};
 pub use self::fault::{Fault, Moment};
 pub use self::fault_run::{FaultCase, FaultRun, run_with_fault};
 pub use self::go_order::{GoOrderOptions, GoOrderRun, Mishap, mirror_directly, run_go_order};
-pub use self::katamaran::{KatamaranProcess, Role, Stderr, katamaran_binary};
+pub use self::katamaran::{KatamaranProcess, Role, Stderr, katamaran_binary, katamaran_command};
 pub use self::migration::{
     Ended, Migration, MigrationOptions, run_migration, run_migration_on, settle,
 };

@@ -31,11 +31,27 @@ use crate::ebpf;
 use crate::journal::{self, DIRECTORY, Found, Journal, Record, Role, Standing, Story};
 use crate::session_id::SessionId;
 
+/// What a clean-up is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Remove it; else it is only said what would be removed.
+    pub apply: bool,
+    /// Only this session.
+    pub session: Option<SessionId>,
+    /// Also receipts of this session.
+    pub forget: bool,
+}
+
 /// Looks for what dead sessions have left, and removes it if told to.
 ///
 /// # Errors
 /// The journals can't be listed.
-pub async fn cleanup(apply: bool, only: Option<SessionId>) -> Result<Cleanup, MigrateError> {
+pub async fn cleanup(wanted: Wanted) -> Result<Cleanup, MigrateError> {
+    let Wanted {
+        apply,
+        session: only,
+        forget,
+    } = wanted;
     let mut sessions = Vec::new();
     let mut journals = Vec::new();
     for found in journal::list(Path::new(DIRECTORY))? {
@@ -55,7 +71,7 @@ pub async fn cleanup(apply: bool, only: Option<SessionId>) -> Result<Cleanup, Mi
             sessions.push(apply::orphan(session, role, apply).await);
         }
     }
-    if only.is_some() {
+    if only.is_some() && forget {
         for found in journal::settled(Path::new(DIRECTORY))? {
             if found.story.as_ref().ok().map(|s| s.header.session) == only {
                 sessions.push(apply::settled(found, apply));

@@ -93,7 +93,10 @@ pub async fn resolve(session: SessionId, answer: Answer) -> Result<Resolved, Mig
     };
     match story.header.role {
         Role::Source => on_source(&journal, story, answer).await,
-        Role::Destination if settled => receipt(&story, None),
+        Role::Destination if settled => {
+            must_fit(&story, &answer)?;
+            receipt(&story, None)
+        }
         Role::Destination => on_destination(&journal, story, answer).await,
     }
 }
@@ -190,7 +193,10 @@ async fn on_destination(
         ));
     }
     match story.standing() {
-        Standing::Running | Standing::Discarded => return finish(journal, story).await,
+        Standing::Running | Standing::Discarded => {
+            must_fit(&story, &answer)?;
+            return finish(journal, story).await;
+        }
         Standing::BeforeCommit | Standing::CommitReceived | Standing::CommitSent => {}
     }
     let seen = look(&story).await.map_err(refused)?;
@@ -211,6 +217,20 @@ async fn on_destination(
     journal.append(&record)?;
     story.records.push(record);
     finish(journal, story).await
+}
+
+/// What is decided is not decided otherwise.
+fn must_fit(story: &Story, answer: &Answer) -> Result<(), MigrateError> {
+    match (story.standing(), answer) {
+        (Standing::Running, Answer::Discard) => Err(refused(format!(
+            "the VM was given to this node: its copy is not discarded. `katamaran resolve {}` says what to run on the source",
+            story.header.session
+        ))),
+        (Standing::Discarded, Answer::Run) => Err(refused(
+            "this node's copy of the VM is gone: it can't be run",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The VM does not run here. What it will come to, or what the operator has to say.

@@ -1,0 +1,222 @@
+//! katamaran itself is killed: what it left is told, removed, and never turned into two running copies.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use katamaran_tests::lab::Node;
+use katamaran_tests::leak::{Scope, Snapshot, session_files};
+use katamaran_tests::run::{
+    KatamaranProcess, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
+};
+use serde_json::Value;
+
+use crate::support::{both, katamaran, require};
+
+/// Longer than the kernel takes to free what a dead process had.
+const SOON: Duration = Duration::from_secs(5);
+
+fn stage() -> Stage {
+    Stage::set(StageOptions {
+        traffic: TrafficSpec {
+            pps_v4: 500,
+            pps_v6: 200,
+            ..TrafficSpec::default()
+        },
+        ..StageOptions::default()
+    })
+    .unwrap()
+}
+
+fn begin<'a>(stage: &'a mut Stage, flags: &[&str]) -> Migration<'a> {
+    let options = MigrationOptions {
+        source_args: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        ..MigrationOptions::default()
+    };
+    Migration::begin(stage, &options).unwrap()
+}
+
+/// The session that the katamaran with this pid runs.
+#[track_caller]
+fn session_of(pid: u32) -> String {
+    let found = journals().into_iter().find_map(|(name, text)| {
+        let is_it = text.contains(&format!("\"pid\":{pid},"));
+        is_it.then(|| name.split('-').next().unwrap().to_owned())
+    });
+    found.unwrap_or_else(|| panic!("no journal of process {pid}"))
+}
+
+fn journals() -> Vec<(String, String)> {
+    let mut journals = Vec::new();
+    for entry in fs::read_dir("/run/katamaran")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".journal") {
+            journals.push((name, fs::read_to_string(entry.path()).unwrap_or_default()));
+        }
+    }
+    journals
+}
+
+fn journal(session: &str, role: &str) -> PathBuf {
+    PathBuf::from(format!("/run/katamaran/{session}-{role}.journal"))
+}
+
+/// Kills the source as soon as its journal says `record`, and returns its session.
+fn kill_source_at(migration: &mut Migration<'_>, record: &str) -> String {
+    migration
+        .look_until_logged(Role::Source, "both nodes are ready")
+        .unwrap();
+    let session = session_of(migration.source.process().pid());
+    let path = journal(&session, "source");
+    let end = Instant::now() + Duration::from_secs(60);
+    let needle = format!("\"record\":\"{record}\"");
+    while !fs::read_to_string(&path).unwrap().contains(&needle) {
+        assert!(Instant::now() < end, "{}", migration.said());
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    migration.source.process().kill();
+    session
+}
+
+fn status(stage: &mut Stage) -> String {
+    let status = stage.qmp_a.command("query-status", Value::Null).unwrap();
+    status["status"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_a_source_left_that_was_killed_during_the_copy_is_told_and_removed() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let before = Snapshot::take(Scope::NamespacesOnly, stage.nodes()).unwrap();
+    let mut migration = begin(&mut stage, &["--max-bandwidth=25M"]);
+    migration
+        .look_until_logged(Role::Source, "RAM: pass 1")
+        .unwrap();
+    let session = session_of(migration.source.process().pid());
+
+    let apply = ["cleanup", "--apply", "--session", &session];
+    let (exit, told) = katamaran(migration.stage, Node::A, &apply);
+    assert_eq!(exit, Some(0), "{told}");
+    assert_eq!(told.matches("living: left alone").count(), 2, "{told}");
+    let (exit, told) = katamaran(migration.stage, Node::A, &["status"]);
+    assert_eq!(exit, Some(0), "{told}");
+    assert!(told.contains(&format!("{session} source living")), "{told}");
+    assert!(told.contains("phase copy RAM"), "{told}");
+
+    migration.source.process().kill();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.dest.status, Some(1), "{}", both(&ended));
+    let (exit, told) = katamaran(&stage, Node::A, &["cleanup", "--session", &session]);
+    assert_eq!(exit, Some(5), "{told}");
+    assert!(told.contains("would take the programs off"), "{told}");
+    assert!(told.contains("nothing was changed"), "{told}");
+
+    // The next migration does the same by itself. There is no destination to go on with.
+    let mut next = KatamaranProcess::start(&stage, Role::Source, &["--log-level=info"]).unwrap();
+    next.process().wait_until(Instant::now() + SOON).unwrap();
+    let next = next.result().unwrap();
+    assert_eq!(next.status, Some(2), "{}", next.stdout);
+    assert!(next.stderr.contains(&session), "{}", next.stderr);
+    assert!(next.stderr.contains("had left"), "{}", next.stderr);
+    assert_eq!(session_files(&session), Vec::<String>::new());
+    let soon = Instant::now() + SOON;
+    before
+        .wait_until_restored(Scope::NamespacesOnly, stage.nodes(), soon)
+        .unwrap();
+    let (_, told) = katamaran(&stage, Node::A, &["cleanup", "--session", &session]);
+    assert!(told.contains("nothing is left"), "{told}");
+    assert_eq!(status(&mut stage), "running");
+    let (client, silence) = stage.finish_traffic().unwrap();
+    assert_eq!(silence, None);
+    assert!(client.is_perfect(), "{client:?}");
+}
+
+#[test]
+fn a_vm_that_a_killed_source_had_stopped_runs_again_once_it_is_known_that_no_other_does() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let mut migration = begin(&mut stage, &[]);
+    let session = kill_source_at(&mut migration, "stopping");
+    let (ended, _) = migration.end().unwrap();
+    // As if it had died a moment later, between writing down that it sends COMMIT and sending it.
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(journal(&session, "source"))
+        .unwrap();
+    file.write_all(b"{\"at_us\":1,\"record\":\"commit-sent\"}\n")
+        .unwrap();
+    drop(file);
+    let stopped = status(&mut stage);
+
+    let apply = ["cleanup", "--apply", "--session", &session];
+    let (exit, told) = katamaran(&stage, Node::A, &["status"]);
+    assert!(
+        told.contains(&format!("{session} source undecided")),
+        "{told}"
+    );
+    assert_eq!(exit, Some(0), "{told}");
+    let (exit, told) = katamaran(&stage, Node::A, &["resolve", &session]);
+    assert_eq!(exit, Some(4), "{told}");
+    assert!(told.contains("On the destination run"), "{told}");
+    let wrong = ["resolve", &session, "--destination-discarded", "d0000"];
+    let (exit, told) = katamaran(&stage, Node::A, &wrong);
+    assert_eq!(exit, Some(2), "{told}");
+    assert!(told.contains("not the receipt"), "{told}");
+    assert_eq!(status(&mut stage), stopped);
+
+    let (exit, told) = katamaran(&stage, Node::B, &["resolve", &session]);
+    assert_eq!(exit, Some(0), "{told}");
+    let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+    assert!(ended.dest.stdout.contains(&receipt), "{}", both(&ended));
+    let answer = ["resolve", &session, "--destination-discarded", &receipt];
+    let (exit, told) = katamaran(&stage, Node::A, &answer);
+    assert_eq!(exit, Some(0), "{told}");
+    assert_eq!(status(&mut stage), "running", "{told}");
+    assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
+    let (exit, told) = katamaran(&stage, Node::A, &apply);
+    assert_eq!(exit, Some(0), "{told}");
+}
+
+#[test]
+fn a_source_that_was_killed_before_it_heard_that_the_vm_runs_gives_its_copy_up_for_a_receipt() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let mut migration = begin(&mut stage, &[]);
+    let session = kill_source_at(&mut migration, "running");
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.dest.status, Some(0), "{}", both(&ended));
+    // As if it had died a moment earlier.
+    let path = journal(&session, "source");
+    let text = fs::read_to_string(&path).unwrap();
+    let end = text.find("\"record\":\"commit-sent\"").unwrap();
+    let line = end + text[end..].find('\n').unwrap() + 1;
+    fs::write(&path, &text[..line]).unwrap();
+
+    let (exit, told) = katamaran(
+        &stage,
+        Node::A,
+        &["cleanup", "--apply", "--session", &session],
+    );
+    assert_eq!(exit, Some(5), "{told}");
+    assert!(told.contains("undecided: left alone"), "{told}");
+    let discard = ["resolve", &session, "--discard"];
+    assert_eq!(katamaran(&stage, Node::B, &discard).0, Some(2));
+    let (exit, told) = katamaran(&stage, Node::B, &["resolve", &session]);
+    assert_eq!(exit, Some(0), "{told}");
+    assert!(told.contains("the VM runs here"), "{told}");
+    let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+    let wrong = ["resolve", &session, "--destination-discarded", &receipt];
+    assert_eq!(katamaran(&stage, Node::A, &wrong).0, Some(2));
+    let answer = ["resolve", &session, "--destination-runs", &receipt];
+    let (exit, told) = katamaran(&stage, Node::A, &answer);
+    assert_eq!(exit, Some(0), "{told}");
+    assert!(stage.qmp_a.command("query-status", Value::Null).is_err());
+    assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
+    let status = stage.qmp_b.command("query-status", Value::Null).unwrap();
+    assert_eq!(status["running"], true);
+}
