@@ -5,7 +5,7 @@ use katamaran::config::Config;
 
 use crate::markdown::documents;
 
-/// The katamaran commands in a shell block, with continued lines joined.
+/// The katamaran commands in a shell block, with continued lines joined, without the shell's comments.
 fn commands(text: &str) -> Vec<Vec<String>> {
     text.replace("\\\n", " ")
         .lines()
@@ -13,6 +13,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
             let mut words = line
                 .split_whitespace()
                 .skip_while(|word| *word != "katamaran")
+                .take_while(|word| *word != "#")
                 .peekable();
             words.peek()?;
             Some(words.map(str::to_owned).collect())

@@ -312,11 +312,8 @@ fn leftovers(found: &mut Found) {
                 AREA,
                 name,
                 format!("programs of dead migrations: {}", ids.join(", ")),
-                format!(
-                    "Their redirect may still be on, on purpose. When such a migration is over, remove \
-                     {}/katamaran/SESSION.",
-                    ebpf::BPFFS
-                ),
+                "Their redirect may still be on. `katamaran cleanup` says what they left, and removes it with --apply."
+                    .to_owned(),
             )
         }
         Err(error) => Check::unchecked(AREA, name, chain(&error), AS_ROOT),

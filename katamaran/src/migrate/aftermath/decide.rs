@@ -152,8 +152,8 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
     let runs = facts.runs_here();
     let programs = facts.programs.then_some(Deed::RemovePrograms);
     match (story.standing(), qemu) {
-        (Standing::BeforeCommit, Some(_)) if runs => Err(
-            "the VM runs here, though COMMIT never came: somebody resumed it. Find out whether it also runs on the source, \
+        (Standing::BeforeCommit | Standing::Discarded, Some(_)) if runs => Err(
+            "the VM runs here, though it is not this node's: somebody resumed it. Find out whether it also runs on the source, \
              and end one of the two QEMUs"
                 .to_owned(),
         ),
@@ -184,3 +184,6 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

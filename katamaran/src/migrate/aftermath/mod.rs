@@ -134,7 +134,7 @@ async fn clean_dead(journal: &Journal, story: Story, apply: bool) -> Cleaned {
     };
     let mut cleaned = Cleaned::dead(&story);
     if !apply {
-        cleaned.steps = deeds.iter().map(|deed| Told::planned(deed)).collect();
+        cleaned.steps = deeds.iter().map(Told::planned).collect();
         return cleaned;
     }
     let context = apply::Context {
