@@ -66,20 +66,23 @@ fn journal(session: &str, role: &str) -> PathBuf {
     PathBuf::from(format!("/run/katamaran/{session}-{role}.journal"))
 }
 
-/// Kills the source as soon as its journal says `record`, and returns its session.
-fn kill_source_at(migration: &mut Migration<'_>, record: &str) -> String {
+/// Kills a side as soon as its journal says `record`, and returns the session.
+fn kill_at(migration: &mut Migration<'_>, role: Role, record: &str) -> String {
     migration
         .look_until_logged(Role::Source, "both nodes are ready")
         .unwrap();
     let session = session_of(migration.source.process().pid());
-    let path = journal(&session, "source");
+    let path = match role {
+        Role::Source => journal(&session, "source"),
+        Role::Dest => journal(&session, "destination"),
+    };
     let end = Instant::now() + Duration::from_secs(60);
     let needle = format!("\"record\":\"{record}\"");
     while !fs::read_to_string(&path).unwrap().contains(&needle) {
         assert!(Instant::now() < end, "{}", migration.said());
         std::thread::sleep(Duration::from_micros(100));
     }
-    migration.source.process().kill();
+    migration.side(role).process().kill();
     session
 }
 
@@ -141,7 +144,7 @@ fn a_vm_that_a_killed_source_had_stopped_runs_again_once_it_is_known_that_no_oth
     require!(Root, Bpf, Lab);
     let mut stage = stage();
     let mut migration = begin(&mut stage, &[]);
-    let session = kill_source_at(&mut migration, "stopping");
+    let session = kill_at(&mut migration, Role::Source, "stopping");
     let (ended, _) = migration.end().unwrap();
     // As if it had died a moment later, between writing down that it sends COMMIT and sending it.
     let mut file = fs::OpenOptions::new()
@@ -187,7 +190,7 @@ fn a_source_that_was_killed_before_it_heard_that_the_vm_runs_gives_its_copy_up_f
     require!(Root, Bpf, Lab);
     let mut stage = stage();
     let mut migration = begin(&mut stage, &[]);
-    let session = kill_source_at(&mut migration, "running");
+    let session = kill_at(&mut migration, Role::Source, "running");
     let (ended, _) = migration.end().unwrap();
     assert_eq!(ended.dest.status, Some(0), "{}", both(&ended));
     // As if it had died a moment earlier.
@@ -219,4 +222,38 @@ fn a_source_that_was_killed_before_it_heard_that_the_vm_runs_gives_its_copy_up_f
     assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
     let status = stage.qmp_b.command("query-status", Value::Null).unwrap();
     assert_eq!(status["running"], true);
+}
+
+/// Between two steps of the destination, so that any of several things may have happened: all of them end with one VM.
+#[test]
+fn whatever_a_destination_that_was_killed_at_commit_had_done_one_vm_runs_in_the_end() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage();
+    let mut migration = begin(&mut stage, &[]);
+    let session = kill_at(&mut migration, Role::Dest, "commit-received");
+    let (ended, _) = migration.end().unwrap();
+    if ended.source.status == Some(4) {
+        let told = &ended.source.stdout;
+        assert!(
+            told.contains(&format!("katamaran resolve {session}")),
+            "{told}"
+        );
+        let (mut exit, mut told) = katamaran(&stage, Node::B, &["resolve", &session]);
+        if exit == Some(4) {
+            assert!(told.contains("--discard"), "{told}");
+            (exit, told) = katamaran(&stage, Node::B, &["resolve", &session, "--run"]);
+        }
+        assert_eq!(exit, Some(0), "{told}");
+        let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+        let answer = ["resolve", &session, "--destination-runs", &receipt];
+        let (exit, told) = katamaran(&stage, Node::A, &answer);
+        assert_eq!(exit, Some(0), "{told}");
+    }
+    let apply = ["cleanup", "--apply", "--session", &session];
+    let (exit, told) = katamaran(&stage, Node::B, &apply);
+    assert_eq!(exit, Some(0), "{told}\n{}", both(&ended));
+    assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
+    let status = stage.qmp_b.command("query-status", Value::Null).unwrap();
+    assert_eq!(status["running"], true, "{}", both(&ended));
+    assert!(stage.qmp_a.command("query-status", Value::Null).is_err());
 }

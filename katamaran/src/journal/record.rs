@@ -107,6 +107,8 @@ pub enum Record {
         /// As in the report.
         name: String,
     },
+    /// The destination looks after volumes that both nodes have open: its right to write there ends with the process.
+    Attached,
     /// The tap's ring is lengthened.
     Ring {
         /// Its length until now.

@@ -45,6 +45,7 @@ impl Story {
                 Record::Discarded => Standing::Discarded,
                 Record::Begun(_)
                 | Record::Phase { .. }
+                | Record::Attached
                 | Record::Ring { .. }
                 | Record::QemuSettings { .. }
                 | Record::Migrating

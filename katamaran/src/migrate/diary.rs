@@ -110,7 +110,9 @@ impl Diary {
 
     fn end(&self, cleanup: &[Undone], end: impl FnOnce(&Journal) -> Result<(), JournalError>) {
         let Some(journal) = &self.0 else { return };
-        let left = cleanup.iter().filter(|undone| undone.error.is_some());
+        let left = cleanup
+            .iter()
+            .filter(|undone| undone.error.is_some() && !undone.elsewhere);
         let what: Vec<String> = left.map(|undone| undone.what.clone()).collect();
         if !what.is_empty() {
             return self.mention(&Record::Left { what });

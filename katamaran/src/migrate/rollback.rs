@@ -23,6 +23,7 @@ enum When {
 struct Entry {
     name: String,
     when: When,
+    elsewhere: bool,
     step: Step,
 }
 
@@ -33,6 +34,9 @@ pub struct Undone {
     /// Why it could not be undone; absent when it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// It is the other node's, which looks after it by itself.
+    #[serde(skip)]
+    pub elsewhere: bool,
 }
 
 /// Everything to undo if the migration ends now, before COMMIT.
@@ -71,7 +75,7 @@ impl UndoStack {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
-        self.push(name.into(), When::Always, step);
+        self.push(name.into(), When::Always, false, step);
     }
 
     /// Undone only if the migration does not commit.
@@ -80,16 +84,30 @@ impl UndoStack {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
-        self.push(name.into(), When::AbortOnly, step);
+        self.push(name.into(), When::AbortOnly, false, step);
     }
 
-    fn push<F, Fut>(&mut self, name: String, when: When, step: F)
+    /// The same, on the other node.
+    pub fn on_abort_elsewhere<F, Fut>(&mut self, name: impl Into<String>, step: F)
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.push(name.into(), When::AbortOnly, true, step);
+    }
+
+    fn push<F, Fut>(&mut self, name: String, when: When, elsewhere: bool, step: F)
     where
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
         let step: Step = Box::new(move || Box::pin(step()));
-        self.entries.push(Entry { name, when, step });
+        self.entries.push(Entry {
+            name,
+            when,
+            elsewhere,
+            step,
+        });
     }
 
     /// The point of no return: abort steps are gone.
@@ -137,6 +155,7 @@ async fn unwind(mut entries: Vec<Entry>, budget: Duration) -> Vec<Undone> {
         undone.push(Undone {
             what: entry.name,
             error,
+            elsewhere: entry.elsewhere,
         });
     }
     undone

@@ -1,6 +1,6 @@
 //! After a crash of katamaran itself: what it left on this node, who has the VM, and how to get rid of the rest.
 //!
-//! The [journal](crate::journal) says how far the dead session came. What is left is *looked for*, by our names in the kernel and in
+//! The [`journal`] says how far the dead session came. What is left is *looked for*, by our names in the kernel and in
 //! QEMU; the journal adds what can't be seen: how QEMU was set before, and who stopped the VM.
 //!
 //! | the journal says | source | destination |

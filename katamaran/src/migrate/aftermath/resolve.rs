@@ -202,7 +202,11 @@ async fn on_destination(
     let seen = look(&story).await.map_err(refused)?;
     let committed = story.standing() == Standing::CommitReceived;
     let record = match (committed, seen.facts.runs_here()) {
-        (true, true) => Record::Running,
+        (true, true) => {
+            // The monitor has room for one client, and the clean-up is the next.
+            drop(seen);
+            Record::Running
+        }
         (false, true) => {
             return Err(refused(
                 "the VM runs here, though COMMIT never came: somebody resumed it. Find out whether it also runs on the source, \
@@ -259,6 +263,10 @@ async fn stopped(
     match answer {
         Answer::Run if !committed => Err(refused(
             "COMMIT never came here: the source may run the VM. Discard this copy (--discard)",
+        )),
+        Answer::Run if story.has(&Record::Attached) => Err(refused(
+            "this node's right to write to the shared volumes ended with its katamaran: the VM is not run here. Discard this copy \
+             (--discard)",
         )),
         Answer::Run => match context.carry_out(&Deed::ResumeVm).await {
             Ok(()) => Ok(Ok(Record::Running)),

@@ -251,6 +251,7 @@ impl Session<'_> {
                 Ok(reply)
             }
             Request::Attach(offer) => {
+                self.diary.note(&Record::Attached)?;
                 let (answer, held) =
                     shared::attach_destination(&self.node, self.id, offer, &mut self.undo).await?;
                 self.shared = held;

@@ -42,7 +42,7 @@ pub(crate) struct Armed {
 pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
     let peer = prepared.peer.clone();
     run.undo
-        .on_abort("destination's set-up", move || async move {
+        .on_abort_elsewhere("destination's set-up", move || async move {
             let abort = Request::Abort {
                 reason: "the source gave up".into(),
             };

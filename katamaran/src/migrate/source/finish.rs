@@ -296,6 +296,7 @@ impl Committed {
                     .extend(left_behind.into_iter().map(|what| Undone {
                         what: format!("on the destination: {what}"),
                         error: Some("could not be undone; see the destination's report".into()),
+                        elsewhere: true,
                     }))
             }
             Ok(_) => run
