@@ -49,6 +49,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Checks the commit protocol in every order of steps and faults, and prints how many states that were
+    Model,
     /// Cancels one VM's migrations at random moments (root; see `cancel --help`)
     #[command(disable_help_flag = true)]
     Cancel {
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(anyhow::Error::msg),
         Task::Soak { args } => lab::run(&workspace, Some("soak"), &args),
+        Task::Model => test::model(&workspace),
         Task::Cancel { args } => lab::run(&workspace, Some("cancel"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
         Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),

@@ -113,6 +113,29 @@ pub(crate) fn all(root: &Path) -> ExitCode {
     steps.finish()
 }
 
+/// The model check, with what it prints.
+pub(crate) fn model(root: &Path) -> anyhow::Result<ExitCode> {
+    let status = model_check(root).status()?;
+    Ok(match status.success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn model_check(root: &Path) -> Command {
+    let mut command = cargo(root);
+    command.args([
+        "test",
+        "--quiet",
+        "-p",
+        "katamaran",
+        "--lib",
+        "aftermath::model",
+    ]);
+    command.args(["--", "--nocapture", "--test-threads=1"]);
+    command
+}
+
 fn static_checks(root: &Path, steps: &mut Steps) {
     steps.command("formatting", cargo(root).args(["fmt", "--all", "--check"]));
     steps.step("house rules", || tidy::check(root));
@@ -145,6 +168,7 @@ fn unprivileged_tests(root: &Path, steps: &mut Steps) {
             "xtask",
         ]),
     );
+    steps.command("the commit protocol, exhausted", &mut model_check(root));
     // The tests run the program as users do; cargo builds no programs of other packages for a test.
     steps.command(
         "build the command",

@@ -15,13 +15,17 @@ mod apply;
 mod decide;
 mod found;
 mod look;
+#[cfg(test)]
+mod model;
 mod resolve;
+mod settle;
 mod status;
 
 use std::path::Path;
 
 pub use found::{Cleaned, Cleanup, Told};
-pub use resolve::{Answer, Resolved, resolve};
+pub use resolve::{Resolved, resolve};
+pub use settle::Answer;
 pub use status::{Status, status};
 
 use self::decide::decide;
@@ -161,15 +165,22 @@ fn end(journal: &Journal, story: &Story, runs_here: bool) -> Result<(), MigrateE
     if !story.source_may_ask() {
         return Ok(journal.remove()?);
     }
-    match story.standing() {
-        Standing::BeforeCommit => journal.append(&Record::Discarded)?,
-        Standing::CommitReceived if runs_here => journal.append(&Record::Running)?,
+    if let Some(record) = last_record(story.standing(), runs_here) {
+        journal.append(&record)?;
+    }
+    Ok(journal.settle()?)
+}
+
+/// What the clean-up of a destination decides.
+fn last_record(standing: Standing, runs_here: bool) -> Option<Record> {
+    match standing {
+        Standing::BeforeCommit => Some(Record::Discarded),
+        Standing::CommitReceived if runs_here => Some(Record::Running),
         Standing::CommitReceived
         | Standing::Running
         | Standing::Discarded
-        | Standing::CommitSent => {}
+        | Standing::CommitSent => None,
     }
-    Ok(journal.settle()?)
 }
 
 /// Before a migration begins: what dead sessions of this VM left is removed.

@@ -14,32 +14,15 @@ use std::path::Path;
 
 use super::apply::Context;
 use super::clean_dead;
-use super::decide::Deed;
 use super::found::Cleaned;
-use super::look::{Seen, look};
-use crate::journal::{
-    self, DIRECTORY, Found, Journal, Receipts, Record, Role, Standing, Story, adopt,
-};
+use super::look::look;
+use super::settle::{self, Answer, DestinationStep, SourceStep};
+use crate::journal::{self, DIRECTORY, Found, Journal, Role, Standing, Story, adopt};
 use crate::migrate::error::MigrateError;
 use crate::migrate::node::refused;
 use crate::net::NetNs;
 use crate::qmp::command::RunState;
 use crate::session_id::SessionId;
-
-/// What the operator says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Nothing: what is known is told.
-    Nothing,
-    /// On the source: the destination's copy is gone, by this receipt.
-    DestinationDiscarded(String),
-    /// On the source: the VM runs on the destination, by this receipt.
-    DestinationRuns(String),
-    /// On the destination: its copy is to go.
-    Discard,
-    /// On the destination: its copy is to run.
-    Run,
-}
 
 /// What came of it.
 #[derive(Debug)]
@@ -94,7 +77,7 @@ pub async fn resolve(session: SessionId, answer: Answer) -> Result<Resolved, Mig
     match story.header.role {
         Role::Source => on_source(&journal, story, answer).await,
         Role::Destination if settled => {
-            must_fit(&story, &answer)?;
+            settle::is_decided(&story, &answer).map_err(refused)?;
             receipt(&story, None)
         }
         Role::Destination => on_destination(&journal, story, answer).await,
@@ -134,41 +117,23 @@ async fn on_source(
     answer: Answer,
 ) -> Result<Resolved, MigrateError> {
     let session = story.header.session;
-    if story.standing() != Standing::CommitSent {
-        return Ok(Resolved::settled(
-            format!(
-                "session {session} is not undecided: `katamaran cleanup` looks after what it left"
-            ),
-            None,
-        ));
-    }
-    let receipts = receipts(&story)?;
-    let (record, text) = match answer {
-        Answer::Nothing => {
+    let (record, text) = match settle::of_source(&story, &answer).map_err(refused)? {
+        SourceStep::Decided => {
+            return Ok(Resolved::settled(
+                format!(
+                    "session {session} is not undecided: `katamaran cleanup` looks after what it left"
+                ),
+                None,
+            ));
+        }
+        SourceStep::Ask => {
             return Ok(Resolved::undecided(format!(
                 "COMMIT was sent to {} and never answered; the VM stays stopped here.\nOn the destination run: katamaran resolve \
                  {session}\nIt says what to run here.",
                 story.header.peer
             )));
         }
-        Answer::Discard | Answer::Run => {
-            return Err(refused(
-                "--discard and --run are for the destination; this node was the source",
-            ));
-        }
-        Answer::DestinationDiscarded(code) if code == receipts.discarded => (
-            Record::CommitHadNoEffect,
-            "the destination's copy is gone: the VM is the source's again",
-        ),
-        Answer::DestinationRuns(code) if code == receipts.runs => (
-            Record::Running,
-            "the VM runs on the destination: the copy here is given up",
-        ),
-        Answer::DestinationDiscarded(_) | Answer::DestinationRuns(_) => {
-            return Err(refused(format!(
-                "this is not the receipt for that: nothing is changed. On the destination run: katamaran resolve {session}"
-            )));
-        }
+        SourceStep::Believe(record, text) => (record, text),
     };
     journal.append(&record)?;
     story.records.push(record);
@@ -184,119 +149,49 @@ async fn on_destination(
     mut story: Story,
     answer: Answer,
 ) -> Result<Resolved, MigrateError> {
-    if matches!(
-        answer,
-        Answer::DestinationDiscarded(_) | Answer::DestinationRuns(_)
-    ) {
-        return Err(refused(
-            "receipts are for the source; this node was the destination",
-        ));
-    }
-    match story.standing() {
-        Standing::Running | Standing::Discarded => {
-            must_fit(&story, &answer)?;
-            return finish(journal, story).await;
-        }
-        Standing::BeforeCommit | Standing::CommitReceived | Standing::CommitSent => {}
+    if settle::is_decided(&story, &answer).map_err(refused)? {
+        return finish(journal, story).await;
     }
     let seen = look(&story).await.map_err(refused)?;
-    let committed = story.standing() == Standing::CommitReceived;
-    let record = match (committed, seen.facts.runs_here()) {
-        (true, true) => {
-            // The monitor has room for one client, and the clean-up is the next.
+    let record = match settle::of_destination(&story, &seen.facts, &answer).map_err(refused)? {
+        // The monitor has room for one client, and the clean-up is the next.
+        DestinationStep::Note(record) => {
             drop(seen);
-            Record::Running
+            record
         }
-        (false, true) => {
-            return Err(refused(
-                "the VM runs here, though COMMIT never came: somebody resumed it. Find out whether it also runs on the source, \
-                 and end one of the two QEMUs",
-            ));
+        DestinationStep::Do(deed, record) => {
+            let context = Context {
+                story: &story,
+                seen,
+            };
+            let done = context.carry_out(&deed).await;
+            done.map_err(|why| refused(format!("{deed}: {why}")))?;
+            record
         }
-        (_, false) => match stopped(&story, seen, &answer, committed).await? {
-            Ok(record) => record,
-            Err(told) => return Ok(told),
-        },
+        DestinationStep::Choose { status, run } => {
+            return Ok(Resolved::undecided(choice(&story, &status, run)));
+        }
     };
     journal.append(&record)?;
     story.records.push(record);
     finish(journal, story).await
 }
 
-/// What is decided is not decided otherwise.
-fn must_fit(story: &Story, answer: &Answer) -> Result<(), MigrateError> {
-    match (story.standing(), answer) {
-        (Standing::Running, Answer::Discard) => Err(refused(format!(
-            "the VM was given to this node: its copy is not discarded. `katamaran resolve {}` says what to run on the source",
-            story.header.session
-        ))),
-        (Standing::Discarded, Answer::Run) => Err(refused(
-            "this node's copy of the VM is gone: it can't be run",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The VM does not run here. What it will come to, or what the operator has to say.
-async fn stopped(
-    story: &Story,
-    seen: Seen,
-    answer: &Answer,
-    committed: bool,
-) -> Result<Result<Record, Resolved>, MigrateError> {
+fn choice(story: &Story, status: &RunState, run: bool) -> String {
     let session = story.header.session;
-    let Some(qemu) = seen.facts.qemu.clone() else {
-        // It never ran, and never will.
-        if !committed {
-            return Ok(Ok(Record::Discarded));
-        }
-        return Err(refused(
-            "COMMIT came, and QEMU is gone: it can't be told whether the VM ran here first. If you know that it did not, resume it on \
-             the source by hand (`cont` on its QMP socket)",
-        ));
+    let run = match run {
+        true => format!("  katamaran resolve {session} --run       it runs here\n"),
+        false => String::new(),
     };
-    let untouched = matches!(
-        qemu.status,
-        RunState::Inmigrate | RunState::Paused | RunState::Prelaunch | RunState::Postmigrate
-    );
-    let context = Context { story, seen };
-    match answer {
-        Answer::Run if !committed => Err(refused(
-            "COMMIT never came here: the source may run the VM. Discard this copy (--discard)",
-        )),
-        Answer::Run if story.has(&Record::Attached) => Err(refused(
-            "this node's right to write to the shared volumes ended with its katamaran: the VM is not run here. Discard this copy \
-             (--discard)",
-        )),
-        Answer::Run => match context.carry_out(&Deed::ResumeVm).await {
-            Ok(()) => Ok(Ok(Record::Running)),
-            Err(why) => Err(refused(format!("the VM could not be run here: {why}"))),
-        },
-        Answer::Discard if untouched => match context.carry_out(&Deed::EndQemu).await {
-            Ok(()) => Ok(Ok(Record::Discarded)),
-            Err(why) => Err(refused(format!("QEMU could not be ended: {why}"))),
-        },
-        Answer::Discard => Err(refused(format!(
-            "the VM may have run here (QEMU says {}): it is not discarded",
-            qemu.status
-        ))),
-        _ => {
-            let run = match committed {
-                true => format!("  katamaran resolve {session} --run       it runs here\n"),
-                false => String::new(),
-            };
-            Ok(Err(Resolved::undecided(format!(
-                "the VM does not run here (QEMU says {}). Choose, and run here:\n{run}  katamaran resolve {session} --discard   this copy \
-                 goes, the source resumes its own",
-                qemu.status
-            ))))
-        }
-    }
+    format!(
+        "the VM does not run here (QEMU says {status}). Choose, and run here:\n{run}  katamaran resolve {session} --discard   this copy \
+         goes, the source resumes its own"
+    )
 }
 
 /// Decided: what is left goes, and the receipt is told.
 async fn finish(journal: &Journal, story: Story) -> Result<Resolved, MigrateError> {
-    receipts(&story)?;
+    settle::receipts(&story).map_err(refused)?;
     let cleaned = clean_dead(journal, story.clone(), true).await;
     receipt(&story, Some(cleaned))
 }
@@ -304,7 +199,7 @@ async fn finish(journal: &Journal, story: Story) -> Result<Resolved, MigrateErro
 /// What the source may believe.
 fn receipt(story: &Story, cleaned: Option<Cleaned>) -> Result<Resolved, MigrateError> {
     let session = story.header.session;
-    let receipts = receipts(story)?.clone();
+    let receipts = settle::receipts(story).map_err(refused)?.clone();
     let (fact, flag, code) = match story.standing() {
         Standing::Running => ("the VM runs here", "--destination-runs", receipts.runs),
         Standing::Discarded => (
@@ -325,12 +220,4 @@ fn receipt(story: &Story, cleaned: Option<Cleaned>) -> Result<Resolved, MigrateE
         ),
         cleaned,
     ))
-}
-
-fn receipts(story: &Story) -> Result<&Receipts, MigrateError> {
-    story.header.receipts.as_ref().ok_or_else(|| {
-        refused(
-            "the other node's katamaran knows no receipts: ask both QEMUs (`query-status`) and end the copy that does not run",
-        )
-    })
 }

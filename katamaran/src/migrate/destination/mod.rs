@@ -8,7 +8,7 @@ pub(crate) mod guest;
 mod look;
 mod neighbours;
 mod session;
-mod stage;
+pub(super) mod stage;
 mod storage;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

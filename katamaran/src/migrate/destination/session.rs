@@ -206,7 +206,7 @@ impl Session<'_> {
         };
         tracing::debug!(from = %self.stage, to = %next, "stage");
         // COMMIT takes effect even if the reply can't be delivered.
-        if next == Stage::Committed {
+        if matches!(request, Request::Commit) {
             if let Err(error) = self.diary.note(&Record::CommitReceived) {
                 let fault = Fault::new(FaultCode::Failed, chain(&error));
                 return self.server.reply(id, Err(fault));

@@ -6,7 +6,7 @@ use crate::control::{Fault, FaultCode};
 use crate::migrate::message::Request;
 
 /// How far the destination is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
     Connected,
     Greeted,

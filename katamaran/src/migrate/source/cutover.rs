@@ -22,6 +22,7 @@ use crate::relay::{Pace, RelayStatus};
 
 use super::Run;
 use super::arm::Armed;
+use super::commit::{Fate, fate};
 use super::finish::{Committed, Running};
 use super::hooks::towards_tap;
 use super::peer::{bad_news, cause_of};
@@ -291,8 +292,8 @@ fn has_completed(event: &Event) -> Result<bool, MigrateError> {
 }
 
 impl Paused {
-    /// The one irrevocable step. A request that never left this node changes nothing; after any other
-    /// failure the destination may run the VM, and no error comes out of here that could resume it.
+    /// The one irrevocable step. Where [`fate`] says that it had an effect or may have had one, no error comes out of here that
+    /// could resume the VM.
     pub(crate) async fn commit(self, run: &mut Run) -> Result<Committed, MigrateError> {
         run.diary.note(&Record::CommitSent)?;
         tracing::info!(drives_handed_over = self.drives.is_some(), "COMMIT");
@@ -304,22 +305,18 @@ impl Paused {
             .request(&Request::Commit, deadline::COMMIT)
             .await;
         run.report.cutover.committed_ms = Some(ms_since(self.moments.flip));
-        let running = match asked {
-            Ok(Reply::Committed(resumed)) => {
-                run.diary.mention(&Record::Running);
-                Running::Yes(resumed)
+        match fate(asked) {
+            Fate::Committed(running) => {
+                if matches!(running, Running::Yes(_)) {
+                    run.diary.mention(&Record::Running);
+                }
+                Ok(Committed::new(self.armed, self.moments, running))
             }
-            Ok(_) => Running::Unknown(MigrateError::OutOfStep { what: "Commit" }),
-            Err(error) if error.never_sent() => {
+            Fate::NoEffect(error) => {
                 run.diary.note(&Record::CommitHadNoEffect)?;
-                return Err(error).doing("commit");
+                Err(error).doing("commit")
             }
-            Err(source) => Running::Unknown(MigrateError::Session {
-                doing: "commit",
-                source: Box::new(source),
-            }),
-        };
-        Ok(Committed::new(self.armed, self.moments, running))
+        }
     }
 }
 

@@ -26,6 +26,7 @@ const QUIET: Duration = Duration::from_secs(2);
 const LINGER_POLL: Duration = Duration::from_millis(20);
 
 /// What the destination said to COMMIT.
+#[derive(Debug)]
 pub(crate) enum Running {
     Yes(Resumed),
     /// It may run the VM, or not: nobody here can tell.

@@ -9,9 +9,10 @@
 //! it can only finish.
 
 mod arm;
+pub(super) mod commit;
 mod conntrack;
 mod cutover;
-mod finish;
+pub(super) mod finish;
 mod give_back;
 mod hooks;
 pub(crate) mod peer;
