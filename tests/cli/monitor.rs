@@ -1,6 +1,7 @@
 //! A QMP socket that is none: found out before anything is touched, so exit 2.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,19 @@ use crate::support::{Ended, Monitor, and, katamaran, with};
 
 /// Runs the command while whoever calls the monitor is told `words`, and nothing more.
 fn told(monitor: &Monitor, flags: &[String], words: &[u8]) -> Ended {
+    talked_to(monitor, flags, |mut caller| {
+        caller.write_all(words).unwrap()
+    })
+}
+
+/// Runs the command while the monitor talks to whoever calls it.
+fn talked_to(monitor: &Monitor, flags: &[String], talk: impl Fn(&UnixStream)) -> Ended {
     thread::scope(|scope| {
         let command = scope.spawn(|| katamaran(flags));
         let mut callers = Vec::new();
         while !command.is_finished() {
-            if let Some(mut caller) = monitor.caller() {
-                caller.write_all(words).unwrap();
+            if let Some(caller) = monitor.caller() {
+                talk(&caller);
                 // Kept, for a connection that ends would be another answer.
                 callers.push(caller);
             }
@@ -139,9 +147,18 @@ fn a_path_that_is_no_network_namespace_is_named() {
     let monitor = Monitor::new();
     let flags = and(monitor.source_flags(), &["--tap-netns", "/dev/null"]);
     let greeting =
-        b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": 0}}}}\n\
-        {\"return\": {}, \"id\": 1}\n";
-    told(&monitor, &flags, greeting).expect(2, &["/dev/null", "no namespace"]);
+        b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": 0}}}}\n";
+    let reply = b"{\"return\": {}, \"id\": 1}\n";
+    let converse = |mut caller: &UnixStream| {
+        caller.write_all(greeting).unwrap();
+        // No monitor answers before it is asked.
+        caller.set_nonblocking(false).unwrap();
+        let mut command = String::new();
+        BufReader::new(caller).read_line(&mut command).unwrap();
+        assert!(command.contains("qmp_capabilities"), "{command}");
+        caller.write_all(reply).unwrap();
+    };
+    talked_to(&monitor, &flags, converse).expect(2, &["/dev/null", "no namespace"]);
 }
 
 #[test]
