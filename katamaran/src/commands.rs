@@ -16,10 +16,10 @@ const UNDECIDED: u8 = 4;
 /// Something is left behind.
 const LEFT: u8 = 5;
 
-pub(crate) fn status(json: bool) -> ExitCode {
+pub(crate) fn status(as_json: bool) -> ExitCode {
     match aftermath::status() {
-        Ok(status) => print(&match json {
-            true => status.json(),
+        Ok(status) => print(&match as_json {
+            true => json(&status),
             false => status.render(),
         }),
         Err(error) => fail(USAGE, format_args!("{}", chain(&error))),

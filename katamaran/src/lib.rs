@@ -24,3 +24,4 @@ pub mod stream;
 pub mod telemetry;
 pub mod trace;
 pub mod volume;
+mod wall_clock;

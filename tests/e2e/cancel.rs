@@ -114,12 +114,7 @@ fn wait_for(migration: &mut Migration<'_>, moment: Moment) {
 /// Sends the signal and looks until both sides have ended; the one that was told ends in time.
 #[track_caller]
 fn cancel(mut migration: Migration<'_>, role: Role, signal: Signal) -> Ended {
-    migration.side(role).process().signal(signal).unwrap();
-    let told = Instant::now();
-    while migration.side(role).runs().unwrap() {
-        migration.look().unwrap();
-        assert!(told.elapsed() < WITHIN, "not in time\n{}", migration.said());
-    }
+    migration.signal(role, signal, WITHIN).unwrap();
     migration.end().unwrap().0
 }
 

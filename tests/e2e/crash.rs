@@ -86,6 +86,11 @@ fn kill_at(migration: &mut Migration<'_>, role: Role, record: &str) -> String {
     session
 }
 
+/// What `resolve` on the destination ends with.
+fn receipt_in(told: &str) -> String {
+    told.split_whitespace().next_back().unwrap().to_owned()
+}
+
 fn status(stage: &mut Stage) -> String {
     let status = stage.qmp_a.command("query-status", Value::Null).unwrap();
     status["status"].as_str().unwrap().to_owned()
@@ -174,7 +179,7 @@ fn a_vm_that_a_killed_source_had_stopped_runs_again_once_it_is_known_that_no_oth
 
     let (exit, told) = katamaran(&stage, Node::B, &["resolve", &session]);
     assert_eq!(exit, Some(0), "{told}");
-    let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+    let receipt = receipt_in(&told);
     assert!(ended.dest.stdout.contains(&receipt), "{}", both(&ended));
     let answer = ["resolve", &session, "--destination-discarded", &receipt];
     let (exit, told) = katamaran(&stage, Node::A, &answer);
@@ -212,7 +217,7 @@ fn a_source_that_was_killed_before_it_heard_that_the_vm_runs_gives_its_copy_up_f
     let (exit, told) = katamaran(&stage, Node::B, &["resolve", &session]);
     assert_eq!(exit, Some(0), "{told}");
     assert!(told.contains("the VM runs here"), "{told}");
-    let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+    let receipt = receipt_in(&told);
     let wrong = ["resolve", &session, "--destination-discarded", &receipt];
     assert_eq!(katamaran(&stage, Node::A, &wrong).0, Some(2));
     let answer = ["resolve", &session, "--destination-runs", &receipt];
@@ -244,7 +249,7 @@ fn whatever_a_destination_that_was_killed_at_commit_had_done_one_vm_runs_in_the_
             (exit, told) = katamaran(&stage, Node::B, &["resolve", &session, "--run"]);
         }
         assert_eq!(exit, Some(0), "{told}");
-        let receipt = told.split_whitespace().next_back().unwrap().to_owned();
+        let receipt = receipt_in(&told);
         let answer = ["resolve", &session, "--destination-runs", &receipt];
         let (exit, told) = katamaran(&stage, Node::A, &answer);
         assert_eq!(exit, Some(0), "{told}");

@@ -123,24 +123,26 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
+/// The bodies of the frames in `stream`, and why they end, if not where the stream does.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) async fn read_all(stream: impl AsyncRead + Unpin) -> (Vec<Vec<u8>>, Option<FrameError>) {
+    let mut reader = FrameReader::new(stream);
+    let mut bodies = Vec::new();
+    loop {
+        match reader.next().await {
+            Ok(Some(body)) => bodies.push(body.to_vec()),
+            Ok(None) => return (bodies, None),
+            Err(error) => return (bodies, Some(error)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-
-    async fn read_all(bytes: &[u8]) -> (Vec<Vec<u8>>, Option<FrameError>) {
-        let mut reader = FrameReader::new(bytes);
-        let mut bodies = Vec::new();
-        loop {
-            match reader.next().await {
-                Ok(Some(body)) => bodies.push(body.to_vec()),
-                Ok(None) => return (bodies, None),
-                Err(error) => return (bodies, Some(error)),
-            }
-        }
-    }
 
     #[test]
     fn a_frame_is_a_big_endian_length_and_json() {
@@ -189,7 +191,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_oversized_length_is_refused_without_reading_on() {
-        let (bodies, error) = read_all(b"GET / HTTP/1.1\r\n\r\n").await;
+        let (bodies, error) = read_all(&b"GET / HTTP/1.1\r\n\r\n"[..]).await;
         assert!(bodies.is_empty());
         assert!(matches!(
             error,
@@ -202,19 +204,22 @@ mod tests {
             Err(FrameError::TooLong { length }) if length == FRAME_LIMIT + 2
         ));
         let largest = encode(&"x".repeat(FRAME_LIMIT - 2)).unwrap();
-        let (bodies, error) = read_all(&largest).await;
+        let (bodies, error) = read_all(&largest[..]).await;
         assert!(error.is_none() && bodies[0].len() == FRAME_LIMIT);
     }
 
     #[tokio::test]
     async fn empty_and_truncated_frames_are_errors() {
-        assert!(matches!(read_all(&[0; 4]).await.1, Some(FrameError::Empty)));
         assert!(matches!(
-            read_all(&[0, 0, 0, 9, 1]).await.1,
+            read_all(&[0; 4][..]).await.1,
+            Some(FrameError::Empty)
+        ));
+        assert!(matches!(
+            read_all(&[0, 0, 0, 9, 1][..]).await.1,
             Some(FrameError::Truncated { got: 5 })
         ));
         assert!(matches!(
-            read_all(&[0]).await.1,
+            read_all(&[0][..]).await.1,
             Some(FrameError::Truncated { got: 1 })
         ));
     }
@@ -226,7 +231,7 @@ mod tests {
         fn any_sequence_of_texts_survives(texts: Vec<String>) {
             let bytes: Vec<u8> = texts.iter().flat_map(|text| encode(text).unwrap()).collect();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let (bodies, error) = runtime.block_on(read_all(&bytes));
+            let (bodies, error) = runtime.block_on(read_all(&bytes[..]));
             prop_assert!(error.is_none());
             let read: Vec<String> =
                 bodies.iter().map(|body| serde_json::from_slice(body).unwrap()).collect();
@@ -236,7 +241,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(read_all(&bytes));
+            runtime.block_on(read_all(&bytes[..]));
         }
     }
 }

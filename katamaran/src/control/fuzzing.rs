@@ -3,19 +3,11 @@
 use serde::Serialize;
 use tokio::io::AsyncRead;
 
-use super::frame::{self, FrameError, FrameReader};
+use super::frame::{self, FrameError};
 
 /// The bodies of the frames in `stream`, and why they end, if not where the stream does.
 pub async fn frames(stream: impl AsyncRead + Unpin) -> (Vec<Vec<u8>>, Option<FrameError>) {
-    let mut reader = FrameReader::new(stream);
-    let mut bodies = Vec::new();
-    loop {
-        match reader.next().await {
-            Ok(Some(body)) => bodies.push(body.to_vec()),
-            Ok(None) => return (bodies, None),
-            Err(error) => return (bodies, Some(error)),
-        }
-    }
+    frame::read_all(stream).await
 }
 
 /// The frame around `body`.

@@ -5,7 +5,6 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,6 +14,7 @@ use super::lock;
 use super::record::{Header, Record, Role, SCHEMA};
 use super::story::Story;
 use crate::session_id::SessionId;
+use crate::wall_clock::now_us;
 
 const SUFFIX: &str = ".journal";
 /// What is under way to becoming a journal.
@@ -309,9 +309,4 @@ fn make_directory(directory: &Path) -> Result<(), JournalError> {
 
 fn name(session: SessionId, role: Role) -> String {
     format!("{session}-{role}{SUFFIX}")
-}
-
-fn now_us() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
 }

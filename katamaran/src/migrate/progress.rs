@@ -2,7 +2,7 @@
 //! phase, otherwise plain log lines, at most one a second.
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -13,14 +13,7 @@ use super::storage::job::Standing;
 use crate::journal::Record;
 use crate::metrics::{self, Metrics};
 use crate::session_id::SessionId;
-
-/// Microseconds since the epoch, now.
-#[must_use]
-pub fn now_us() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
-}
+use crate::wall_clock::now_us;
 
 /// Bars for a terminal; hidden elsewhere.
 #[must_use]

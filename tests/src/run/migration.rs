@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::katamaran::{KatamaranProcess, Role, Stderr};
@@ -193,6 +193,25 @@ impl<'a> Migration<'a> {
         self.look_until(text, |migration| {
             Ok(migration.side(role).stderr().contains(text))
         })
+    }
+
+    /// Signals a side and looks until it has ended. Returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When it still runs after `within`.
+    pub fn signal(&mut self, role: Role, signal: Signal, within: Duration) -> Result<Duration> {
+        self.side(role).process().signal(signal)?;
+        let told = Instant::now();
+        while self.side(role).runs()? {
+            self.look()?;
+            ensure!(
+                told.elapsed() < within,
+                "{signal} has not ended it in {within:?}\n{}",
+                self.said()
+            );
+        }
+        Ok(told.elapsed())
     }
 
     /// What both sides have logged so far.

@@ -195,22 +195,9 @@ fn play(stage: &mut Stage, draw: Draw) -> Result<Cancelled> {
     };
     let due = Instant::now() + after;
     migration.look_until("the moment", |_| Ok(Instant::now() >= due))?;
-    migration.side(draw.role).process().signal(draw.signal)?;
-    let told = Instant::now();
-    let mut took = None;
-    while took.is_none() {
-        migration.look()?;
-        if !migration.side(draw.role).runs()? {
-            took = Some(told.elapsed());
-        } else if told.elapsed() > WITHIN * 6 {
-            anyhow::bail!("the signal did nothing\n{}", migration.said());
-        }
-    }
+    let took = migration.signal(draw.role, draw.signal, WITHIN * 6)?;
     let (ended, _) = migration.end()?;
-    Ok(Cancelled {
-        ended,
-        took: took.unwrap_or_default(),
-    })
+    Ok(Cancelled { ended, took })
 }
 
 fn tell(

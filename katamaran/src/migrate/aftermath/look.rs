@@ -41,10 +41,11 @@ pub(super) async fn look(story: &Story) -> Result<Seen, String> {
     };
     let netns = NetNs::by_inode(header.netns);
     let tap = find_tap(header).await?;
-    let (plug, ring) = match &tap {
-        Some((_, netlink)) => on_tap(netlink, header.tap.index).await?,
-        None => (false, None),
+    let plug = match &tap {
+        Some((_, netlink, _)) => has_plug(netlink, header.tap.index).await,
+        None => false,
     };
+    let ring = tap.as_ref().map(|(_, _, ring)| *ring);
     let facts = Facts {
         qemu,
         programs: has_programs(header)?,
@@ -60,7 +61,7 @@ pub(super) async fn look(story: &Story) -> Result<Seen, String> {
         facts,
         qmp,
         netns,
-        tap,
+        tap: tap.map(|(netns, netlink, _)| (netns, netlink)),
     })
 }
 
@@ -111,32 +112,26 @@ async fn ask(qmp: &Qmp) -> Result<QemuFacts, QmpError> {
     })
 }
 
-async fn find_tap(header: &Header) -> Result<Option<(NetNs, Netlink)>, String> {
+/// The tap's namespace, the way to it, and the length of its ring.
+async fn find_tap(header: &Header) -> Result<Option<(NetNs, Netlink, u32)>, String> {
     let Some(netns) = NetNs::by_inode(header.tap.netns) else {
         return Ok(None);
     };
     let netlink = netns.netlink().map_err(|e| chain(&e))?;
     match netlink.link_by_index(header.tap.index).await {
-        Ok(link) if link.name == header.tap.name => Ok(Some((netns, netlink))),
+        Ok(link) if link.name == header.tap.name => Ok(Some((netns, netlink, link.txqlen))),
         Ok(_) => Ok(None),
         Err(error) if error.already_gone() => Ok(None),
         Err(error) => Err(chain(&error)),
     }
 }
 
-/// Whether our plug is there, and how long the ring is.
-async fn on_tap(netlink: &Netlink, tap: u32) -> Result<(bool, Option<u32>), String> {
-    let ring = match netlink.link_by_index(tap).await {
-        Ok(link) => Some(link.txqlen),
-        Err(error) if error.already_gone() => None,
-        Err(error) => return Err(chain(&error)),
-    };
-    // A device that is down shows none.
-    let plug = netlink
+/// Whether our plug is there. A device that is down shows none.
+async fn has_plug(netlink: &Netlink, tap: u32) -> bool {
+    netlink
         .root_qdisc(tap)
         .await
-        .is_ok_and(|root| root.kind == "plug" && root.major == QDISC_MAJOR);
-    Ok((plug, ring))
+        .is_ok_and(|root| root.kind == "plug" && root.major == QDISC_MAJOR)
 }
 
 fn has_programs(header: &Header) -> Result<bool, String> {

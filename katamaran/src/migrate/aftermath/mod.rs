@@ -20,6 +20,8 @@ mod model;
 mod resolve;
 mod settle;
 mod status;
+#[cfg(test)]
+mod testing;
 
 use std::path::Path;
 

@@ -48,17 +48,18 @@ pub fn status() -> Result<Status, MigrateError> {
         sessions: Vec::new(),
         unreadable: Vec::new(),
     };
-    for found in journal::list(Path::new(DIRECTORY))? {
-        status.add(found, false);
-    }
-    for found in journal::settled(Path::new(DIRECTORY))? {
-        status.add(found, true);
+    let directory = Path::new(DIRECTORY);
+    for found in journal::list(directory)?
+        .into_iter()
+        .chain(journal::settled(directory)?)
+    {
+        status.add(found);
     }
     Ok(status)
 }
 
 impl Status {
-    fn add(&mut self, found: Found, settled: bool) {
+    fn add(&mut self, found: Found) {
         let story = match found.story {
             Ok(story) => story,
             Err(error) => {
@@ -67,7 +68,7 @@ impl Status {
                 return self.unreadable.push(Unreadable { journal, error });
             }
         };
-        let state = match (found.living, settled, story.is_undecided()) {
+        let state = match (found.living, found.settled, story.is_undecided()) {
             (true, _, _) => "living",
             (false, true, _) => "settled",
             (false, false, true) => "undecided",
@@ -106,13 +107,6 @@ impl Status {
             ));
         }
         text
-    }
-
-    /// For programs.
-    #[must_use]
-    pub fn json(&self) -> String {
-        let text = serde_json::to_string_pretty(self);
-        text.map_or_else(|error| format!("{error}\n"), |text| text + "\n")
     }
 }
 

@@ -5,7 +5,6 @@ use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Resumed, VmDescription};
 use crate::migrate::node::{Node, refused};
-use crate::migrate::progress::now_us;
 use crate::migrate::storage::drive::Drive;
 use crate::net::link::MacAddr;
 use crate::qmp::command::{
@@ -13,6 +12,7 @@ use crate::qmp::command::{
     MigrateSetParameters, MigrationParameters, QueryMigrate, QueryStatus, Quit, RunState, Stop,
 };
 use crate::qmp::{EventName, Qmp};
+use crate::wall_clock::now_us;
 
 use super::delivery::Delivery;
 use super::storage;

@@ -13,12 +13,12 @@ use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::node::refused;
-use crate::migrate::progress::now_us;
 use crate::migrate::shared::must_have_let_go;
 use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{MigrationStatus, Stop};
 use crate::qmp::{Event, EventName};
 use crate::relay::{Pace, RelayStatus};
+use crate::wall_clock::now_us;
 
 use super::Run;
 use super::arm::Armed;

@@ -7,12 +7,12 @@ use crate::deadline;
 use crate::ebpf::CopiedFrame;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request, WireFrame};
-use crate::migrate::progress::now_us;
 use crate::migrate::tap_watch::lock;
 use crate::net::NetError;
 use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
 use crate::net::tapfd::{TapFrame, TapQueues};
 use crate::qmp::Event;
+use crate::wall_clock::now_us;
 
 use super::Run;
 use super::arm::Armed;

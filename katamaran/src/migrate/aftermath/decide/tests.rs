@@ -1,32 +1,5 @@
+use super::super::testing::story;
 use super::*;
-use crate::journal::{Header, SCHEMA, Tap};
-use crate::session_id::SessionId;
-
-fn story(role: Role, records: &[Record]) -> Story {
-    Story {
-        header: Header {
-            schema: SCHEMA,
-            software: String::new(),
-            session: SessionId(1),
-            role,
-            pid: 1,
-            qmp: PathBuf::from("/qmp"),
-            qemu: None,
-            peer: "192.0.2.1".to_owned(),
-            vm: Vec::new(),
-            tap: Tap {
-                name: "tap0".to_owned(),
-                index: 2,
-                netns: 3,
-            },
-            netns: 3,
-            ends_qemu: true,
-            receipts: None,
-        },
-        since_us: 0,
-        records: records.to_vec(),
-    }
-}
 
 /// Everything that can be left, behind a VM in this state.
 fn all_of_it(status: RunState) -> Facts {

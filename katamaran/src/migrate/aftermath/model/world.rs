@@ -1,12 +1,10 @@
 //! The state of both nodes, of what is on its way between them, and of the operator.
 
-use std::path::PathBuf;
-
 use super::super::decide::{Facts, QemuFacts};
-use crate::journal::{Header, Receipts, Record, Role, SCHEMA, Story, Tap};
+use super::super::testing;
+use crate::journal::{Record, Role, Story};
 use crate::migrate::destination::stage::Stage;
 use crate::qmp::command::RunState;
-use crate::session_id::SessionId;
 
 /// A copy of the VM, in its QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -254,32 +252,8 @@ impl<S> Node<S> {
     /// What a clean-up reads.
     pub(super) fn story(&self, role: Role) -> Option<Story> {
         let notes = self.journal.as_ref()?;
-        Some(Story {
-            header: Header {
-                schema: SCHEMA,
-                software: String::new(),
-                session: SessionId(1),
-                role,
-                pid: 1,
-                qmp: PathBuf::from("/qmp"),
-                qemu: None,
-                peer: "192.0.2.1".to_owned(),
-                vm: Vec::new(),
-                tap: Tap {
-                    name: "tap0".to_owned(),
-                    index: 2,
-                    netns: 3,
-                },
-                netns: 3,
-                ends_qemu: true,
-                receipts: Some(Receipts {
-                    discarded: "d".to_owned(),
-                    runs: "r".to_owned(),
-                }),
-            },
-            since_us: 0,
-            records: notes.iter().map(|note| note.record()).collect(),
-        })
+        let records: Vec<Record> = notes.iter().map(|note| note.record()).collect();
+        Some(testing::story(role, &records))
     }
 
     /// What a clean-up finds.
