@@ -34,6 +34,7 @@ fn replace_guest_b(stage: &mut Stage, memory_mib: u32, mac: &str) {
         dirty: None,
         drives: Vec::new(),
         named_drives: false,
+        vhost: false,
         extra_args: Vec::new(),
     };
     let (netns, dir) = (stage.lab.network().node(Node::B), stage.lab.dir());

@@ -161,10 +161,23 @@ pub struct DestinationLedger {
     /// The part of D3 that came through the tunnel.
     pub d3_tunnel: Option<Count>,
     pub digest: Option<u64>,
-    /// Gaps in the running numbers of the outer headers.
-    pub numbers_missing: Option<u64>,
+    /// What the running numbers in the outer headers tell; `None` where no packet has any (vxlan).
+    #[serde(default)]
+    pub numbers: Option<Numbers>,
     pub tap: Option<TapBalance>,
     pub drops: Option<Vec<DropRecord>>,
+}
+
+/// The running numbers of the outer headers, as they arrived: where in the stream something was lost or overtaken. A hint, for
+/// several CPUs that receive at once may take a gap for a late packet; the proof is the digest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbers {
+    /// Packets that had one.
+    pub seen: u64,
+    /// Numbers never seen; negative: some were seen twice.
+    pub missing: i64,
+    /// Packets that came after a higher number: overtaken, or again.
+    pub late: u64,
 }
 
 /// One hop that does not balance.

@@ -311,6 +311,13 @@ fn write_ledger(out: &mut String, r: &Report) -> std::fmt::Result {
         let equal = if s == d { "equal" } else { "DIFFERENT" };
         writeln!(out, "    digest of S3 {s}, of D1 {d}: {equal}")?;
     }
+    if let Some(numbers) = l.destination.numbers {
+        writeln!(
+            out,
+            "    numbers in the outer headers of D1: {} missing, {} out of order",
+            numbers.missing, numbers.late
+        )?;
+    }
     if l.recovered.from_source_tap > 0 {
         writeln!(
             out,

@@ -68,6 +68,8 @@ pub struct LabConfig {
     pub named_drives: bool,
     /// Whether the nodes translate a service's address to V's, and have a firewall that knows connections.
     pub guarded: bool,
+    /// Whether the kernel moves packets between tap and guest (vhost-net).
+    pub vhost: bool,
     /// More arguments for QEMU, on both nodes.
     pub extra_qemu_args: Vec<String>,
 }
@@ -83,6 +85,7 @@ impl Default for LabConfig {
             dirty: None,
             named_drives: false,
             guarded: false,
+            vhost: false,
             extra_qemu_args: Vec::new(),
         }
     }
@@ -186,6 +189,7 @@ impl Lab {
             dirty: self.config.dirty,
             drives: drives.iter().map(|path| path.to_path_buf()).collect(),
             named_drives: self.config.named_drives,
+            vhost: self.config.vhost,
             extra_args: self.config.extra_qemu_args.clone(),
         };
         let name = format!("guest-{}", node.place());

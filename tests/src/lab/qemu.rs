@@ -106,6 +106,8 @@ pub struct GuestSpec {
     pub drives: Vec<PathBuf>,
     /// Whether the drives' block nodes have names: `disk0` on top of `file0`, and so on.
     pub named_drives: bool,
+    /// Whether the kernel moves packets between tap and guest (vhost-net).
+    pub vhost: bool,
     /// More arguments for QEMU, on both ends.
     pub extra_args: Vec<String>,
 }
@@ -179,8 +181,9 @@ impl Guest {
             .args([
                 "-netdev",
                 &format!(
-                    "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
-                    spec.tap
+                    "tap,id=net0,ifname={},script=no,downscript=no,vhost={}",
+                    spec.tap,
+                    if spec.vhost { "on" } else { "off" }
                 ),
                 "-device",
                 &format!(

@@ -24,6 +24,8 @@ pub(super) struct Arguments {
     pub(super) tap: String,
     pub(super) mac: [u8; 6],
     pub(super) addresses: Vec<IpAddr>,
+    /// Of the guest's network card.
+    pub(super) mtu: u16,
     /// The sockets of the monitors.
     pub(super) monitors: Vec<PathBuf>,
     /// `-incoming defer`.
@@ -56,10 +58,13 @@ impl Arguments {
             })
         };
         let kernel_line = all("-append").join(" ");
-        let addresses = kernel_line
-            .split(' ')
-            .find_map(|word| word.strip_prefix("ktg.ip="))
-            .context("no ktg.ip= in -append")?;
+        let kernel_option = |key: &str| {
+            let mut words = kernel_line.split(' ');
+            let value = words.find_map(|word| word.strip_prefix(key));
+            value.with_context(|| format!("no {key} in -append"))
+        };
+        let addresses = kernel_option("ktg.ip=")?;
+        let mtu = kernel_option("ktg.mtu=")?;
         let mac = part("-device", "mac=").context("no -device with mac=")?;
         Ok(Self {
             memory: bytes(&all("-m").concat()).context("-m needs a size such as 128M")?,
@@ -69,6 +74,7 @@ impl Arguments {
                 .split(',')
                 .map(|address| address.parse().with_context(|| format!("parse {address}")))
                 .collect::<Result<_>>()?,
+            mtu: mtu.parse().with_context(|| format!("parse MTU {mtu}"))?,
             monitors: all("-chardev")
                 .iter()
                 .filter_map(|value| value.split(',').find_map(|part| part.strip_prefix("path=")))
@@ -113,7 +119,7 @@ mod tests {
         let arguments = Arguments::parse(words).unwrap();
         assert_eq!(arguments.memory, 128 << 20);
         assert_eq!((arguments.tap.as_str(), arguments.mac[5]), ("tap0", 5));
-        assert_eq!(arguments.addresses.len(), 2);
+        assert_eq!((arguments.addresses.len(), arguments.mtu), (2, 1450));
         assert_eq!(arguments.monitors, [PathBuf::from("/x/a")]);
         assert!(arguments.incoming && arguments.stopped);
     }

@@ -105,6 +105,7 @@ impl Machine {
                 guest: Guest {
                     mac: arguments.mac,
                     addresses: arguments.addresses.clone(),
+                    mtu: arguments.mtu,
                     ..Guest::default()
                 },
                 ram: Ram::new(arguments.memory),
@@ -166,7 +167,7 @@ impl Machine {
     /// A frame for the guest; its answer goes back at once.
     pub(super) fn deliver(&self, state: &mut State, frame: &[u8]) {
         state.ram.note(frame);
-        if let Some(answer) = state.guest.answer(frame) {
+        for answer in state.guest.answer(frame) {
             // A tap that takes no frame drops it, as any network may.
             nic::send(&self.tap, &answer).ok();
         }

@@ -2,7 +2,7 @@
 //!
 //! What katamaran deals with is real: a QMP socket, a tap that is opened and read as QEMU does it, a stream of RAM that is sent in
 //! passes and switches over by itself when little remains. What is not: there is no guest. In its place frames are answered here, by
-//! as little of a network stack as it takes to echo UDP ([`echo`]). Its state is RAM that is written with every packet, and it only
+//! as little of a network stack as it takes to echo UDP and TCP ([`echo`], [`tcp`]). Its state is RAM that is written with every packet, and it only
 //! goes on at the destination if all of that has arrived.
 //!
 //! It takes QEMU's command line, of which it understands what the lab needs.
@@ -16,6 +16,7 @@
 
 mod arguments;
 mod echo;
+mod ip;
 mod machine;
 mod migration;
 mod monitor;
@@ -23,6 +24,7 @@ mod nic;
 mod ram;
 mod requests;
 mod socket;
+mod tcp;
 
 use std::ffi::OsString;
 

@@ -10,7 +10,7 @@ use crate::ebpf::{
     Offered, PacketDrop, TapLocation,
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
-use crate::migrate::ledger::{Count, DestinationLedger, Hop, TapBalance};
+use crate::migrate::ledger::{Count, DestinationLedger, Hop, Numbers, TapBalance};
 use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
@@ -327,14 +327,19 @@ impl Delivery {
             }
         };
         let drops = hooks.with(|d| d.drops()).and_then(Result::ok).flatten();
-        let missing = c.sequence_v4.missing + c.sequence_v6.missing;
+        let families = [c.sequence_v4, c.sequence_v6];
+        let numbers = Numbers {
+            seen: families.iter().map(|family| family.seen).sum(),
+            missing: families.iter().map(|family| family.missing).sum(),
+            late: families.iter().map(|family| family.late).sum(),
+        };
         DestinationLedger {
             d1: Some(count(c.d1)),
             d2: Some(count(c.d2)),
             d3: Some(count(c.d3)),
             d3_tunnel: Some(count(c.d3_tunnelled)),
             digest: Some(c.digest_d1),
-            numbers_missing: u64::try_from(missing).ok(),
+            numbers: (numbers.seen > 0).then_some(numbers),
             tap,
             drops: drops.map(|drops| drop_records(&drops, hop)),
         }

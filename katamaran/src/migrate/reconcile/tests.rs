@@ -28,7 +28,7 @@ fn balanced() -> (SourceLedger, DestinationLedger) {
             d3: count(150),
             d3_tunnel: count(100),
             digest: Some(7),
-            numbers_missing: Some(0),
+            numbers: None,
             tap: Some(TapBalance::default()),
             drops: Some(vec![]),
         },
