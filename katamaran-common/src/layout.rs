@@ -43,8 +43,8 @@ pub const MAX_DROP_KEYS: u32 = 512;
 pub struct Config {
     /// The hook: where neighbour answers are sent back.
     pub hook_ifindex: u32,
-    /// Not 0: the hook is at the ingress of the pod's end of a veth. S sends what it redirects back out of it, and
-    /// `ktm_lift` takes it on from the node's end; D hands packets to the pod's end at once.
+    /// Not 0: the hook is at the ingress of the pod's end of a veth. At S the pod's device that redirected packets go
+    /// back to the node through; `ktm_lift` takes them on from its other end. D hands packets to the pod's end at once.
     pub through_pod: u32,
     /// S: where redirected packets leave. Underlay device (IP) or tunnel device (DEVICE).
     pub out_ifindex: u32,

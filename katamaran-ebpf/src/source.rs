@@ -98,7 +98,7 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         return pass_counted(skb, &count);
     }
     let action = if config.through_pod != 0 {
-        skb.redirect(config.hook_ifindex)
+        skb.redirect(config.through_pod)
     } else {
         let Some(action) = send(skb, config, ip, fit, segments, gso_size != 0) else {
             maps::count(Counter::EncapFailed, &count);

@@ -143,6 +143,7 @@ impl Lab {
             session: self.session,
             hook_ifindex: self.a.tap_location().ifindex,
             pod: None,
+            detour: None,
             netns_inum: self.a.netns.inum(),
             vm_addresses: self.vm_addresses(),
             vm_mac: VM_MAC,

@@ -12,6 +12,7 @@
 
 mod conntrack;
 mod conntrack_scale;
+mod detour;
 mod discover;
 mod handle;
 mod inject;

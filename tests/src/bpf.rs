@@ -12,6 +12,7 @@ use crate::lab::Netns;
 const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_OBJ_PIN: i64 = 6;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -40,6 +41,10 @@ pub fn attach(netns: &Netns, device: &str, way: Way, code: &[u64]) -> Result<Own
     load.extend(halves(code.as_ptr() as u64));
     load.extend(halves(license.as_ptr() as u64));
     let program = bpf(BPF_PROG_LOAD, &load)?;
+    if !katamaran::ebpf::has_tcx() {
+        attach_filter(netns, device, way, &program)?;
+        return Ok(program);
+    }
     let attributes = [
         u32::try_from(program.as_raw_fd())?,
         0,
@@ -51,6 +56,29 @@ pub fn attach(netns: &Netns, device: &str, way: Way, code: &[u64]) -> Result<Own
         attributes[1] = u32::try_from(index(device)?)?;
         bpf(BPF_LINK_CREATE, &attributes)
     })?
+}
+
+/// As a filter of a clsact qdisc, which stays as long as the device.
+fn attach_filter(netns: &Netns, device: &str, way: Way, program: &OwnedFd) -> Result<()> {
+    let path = format!("/sys/fs/bpf/{}-{device}", netns.name());
+    let name = std::ffi::CString::new(path.as_str()).context("a path")?;
+    let mut attributes = halves(name.as_ptr() as u64).to_vec();
+    attributes.push(u32::try_from(program.as_raw_fd())?);
+    if call(BPF_OBJ_PIN, &attributes) < 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("pin {path}"));
+    }
+    let way = match way {
+        Way::In => "ingress",
+        Way::Out => "egress",
+    };
+    let attached = netns
+        .command("tc", &["qdisc", "add", "dev", device, "clsact"])
+        .and_then(|_| {
+            let filter = format!("filter add dev {device} {way} bpf direct-action pinned {path}");
+            netns.command("tc", &filter.split(' ').collect::<Vec<_>>())
+        });
+    std::fs::remove_file(&path).with_context(|| format!("unpin {path}"))?;
+    attached.map(drop)
 }
 
 /// A device's index in the calling thread's namespace.

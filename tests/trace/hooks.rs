@@ -17,6 +17,7 @@ fn arm(stage: &Stage, attach: AttachPreference) -> SourceDataplane {
         session: SessionId(u64::from(std::process::id()) << 32 | u64::from(hook)),
         hook_ifindex: hook,
         pod: None,
+        detour: None,
         netns_inum: netns,
         vm_addresses: vec![VM.parse().unwrap()],
         vm_mac: [2, 0, 0, 0, 0, 5],

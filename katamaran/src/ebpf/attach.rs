@@ -46,7 +46,9 @@ impl AttachPreference {
     }
 }
 
-fn has_tcx() -> bool {
+/// Whether programs can be attached to a device without a reset of its queues (TCX, Linux 6.6+).
+#[must_use]
+pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
@@ -82,6 +84,8 @@ pub(super) struct Hook {
     direction: Direction,
     preference: AttachPreference,
     place: Place,
+    /// Nothing goes through the device but what the programs send there.
+    is_ours: bool,
 }
 
 impl Hook {
@@ -109,7 +113,16 @@ impl Hook {
             direction,
             preference,
             place,
+            is_ours: false,
         })
+    }
+
+    /// The device was made for this session.
+    pub(super) fn on_a_device_of_ours(self) -> Self {
+        Self {
+            is_ours: true,
+            ..self
+        }
     }
 
     fn failed(&self, source: ProgramError) -> EbpfError {
@@ -152,6 +165,8 @@ enum Held {
         pin: PathBuf,
         /// The device whose clsact qdisc is ours.
         clsact_of: Option<u32>,
+        /// Packets went through that device.
+        was_in_use: bool,
         place: Place,
     },
 }
@@ -169,7 +184,7 @@ impl Attachments {
         self.mode
     }
 
-    /// Whether a device got a clsact qdisc for it: the kernel resets its queue then, and what waits in it is
+    /// Whether a device that packets go through got a clsact qdisc for it: the kernel resets its queue then, and what waits in it is
     /// dropped (`qdisc_graft()`, net/sched/sch_api.c).
     pub(super) fn has_reset_a_queue(&self) -> bool {
         let is_reset = |held: &Held| {
@@ -177,6 +192,7 @@ impl Attachments {
                 held,
                 Held::Filter {
                     clsact_of: Some(_),
+                    was_in_use: true,
                     ..
                 }
             )
@@ -249,6 +265,7 @@ impl Attachments {
             filter,
             pin,
             clsact_of,
+            was_in_use: !hook.is_ours,
             place: hook.place.clone(),
         });
         Ok(())
@@ -313,6 +330,7 @@ impl Held {
                 pin,
                 clsact_of,
                 place,
+                ..
             } => place.run(|| {
                 use aya::programs::Link as _;
                 ManuallyDrop::into_inner(filter)

@@ -50,7 +50,7 @@ mod trial;
 mod tunnel;
 mod witness;
 
-pub use attach::{AttachMode, AttachPreference};
+pub use attach::{AttachMode, AttachPreference, has_tcx};
 pub use bpffs::{BPFFS, Role, Swept, is_mounted, stale_roles, stale_sessions, sweep, sweep_role};
 pub use btf::BtfError;
 pub use copies::CopiedFrame;
@@ -64,7 +64,7 @@ pub use katamaran_common::layout::Count;
 pub use object::object_state;
 pub use place::PodEnd;
 pub use sessions::{ArmedHooks, HookMode, armed_hooks};
-pub use source::{Encap, FlipTime, Outer, SourceDataplane, SourceSpec, TapLocation};
+pub use source::{Detour, Encap, FlipTime, Outer, SourceDataplane, SourceSpec, TapLocation};
 pub use symbols::Symbols;
 pub use trace::{DropTrace, DroppedPacket, LostEvents};
 pub use trial::{Trial, drop_reasons, try_programs};

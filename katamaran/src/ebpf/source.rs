@@ -86,6 +86,8 @@ pub struct SourceSpec {
     pub hook_ifindex: u32,
     /// Hook the ingress of this device, the other end of that one, instead of its egress.
     pub pod: Option<PodEnd>,
+    /// With a pod: what is redirected goes back to the node through these, not through the pod's own veth.
+    pub detour: Option<Detour>,
     /// Inode number of the calling thread's network namespace.
     pub netns_inum: u32,
     /// V's addresses.
@@ -98,6 +100,15 @@ pub struct SourceSpec {
     pub tap: TapLocation,
     /// How to attach.
     pub attach: AttachPreference,
+}
+
+/// A pair of devices from a pod to its node that nothing else uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// Index of the end in the pod.
+    pub inside: u32,
+    /// Index of the end on the node.
+    pub outside: u32,
 }
 
 /// When traffic turned: the flip lies between the two moments.
@@ -307,9 +318,14 @@ fn hooks(spec: &SourceSpec) -> Result<Vec<Hook>, EbpfError> {
             attach,
         )?]);
     };
+    let lifted_from = spec.detour.map_or(outside, |detour| detour.outside);
+    let lift = Hook::new(names::PROGRAM_LIFT, lifted_from, Direction::Ingress, attach)?;
     // What is sent back must be taken on from the first packet.
     Ok(vec![
-        Hook::new(names::PROGRAM_LIFT, outside, Direction::Ingress, attach)?,
+        match spec.detour {
+            Some(_) => lift.on_a_device_of_ours(),
+            None => lift,
+        },
         Hook::at(
             Place::of(pod),
             program,
@@ -321,12 +337,11 @@ fn hooks(spec: &SourceSpec) -> Result<Vec<Hook>, EbpfError> {
 }
 
 fn config(spec: &SourceSpec) -> Result<Config, EbpfError> {
+    let pod = spec.pod.as_ref().map(|pod| pod.ifindex);
+    let way_back = spec.detour.map(|detour| detour.inside).or(pod);
     let mut config = Config {
-        hook_ifindex: spec
-            .pod
-            .as_ref()
-            .map_or(spec.hook_ifindex, |pod| pod.ifindex),
-        through_pod: u32::from(spec.pod.is_some()),
+        hook_ifindex: pod.unwrap_or(spec.hook_ifindex),
+        through_pod: pod.and(way_back).unwrap_or(0),
         netns_inum: spec.netns_inum,
         tap_netns_inum: spec.tap.netns_inum,
         tap_ifindex: spec.tap.ifindex,

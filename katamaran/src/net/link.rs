@@ -4,7 +4,8 @@ use std::fmt;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo as LinkInfoNla, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags,
+    LinkInfo as LinkInfoNla, LinkMessage, State,
 };
 
 use super::counters::LinkCounters;
@@ -218,6 +219,32 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         self.execute(&operation, RouteNetlinkMessage::SetLink(message), 0)
             .await
+    }
+
+    /// Sets a device up that is to say nothing by itself. Addresses are switched off before it goes up: the
+    /// kernel takes no such setting at creation, and going up would already send router solicitations.
+    pub(super) async fn set_up_silently(&self, link: u32, name: &str) -> Result<()> {
+        let operation = Operation::new("keep IPv6 off device", name);
+        let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let quiet = LinkAttribute::AfSpecUnspec(vec![none]);
+        match self.set_link(&operation, link, vec![quiet]).await {
+            // A kernel without IPv6 is as silent as it gets.
+            Err(error) if error.unsupported() => {}
+            other => other?,
+        }
+        self.set_up(link).await
+    }
+
+    /// Deletes what an earlier session has left under a name of ours.
+    pub(super) async fn delete_stale(&self, name: &str) -> Result<()> {
+        match self.link_by_name(name).await {
+            Ok(stale) => {
+                tracing::info!(device = name, "a stale device of the same name is deleted");
+                self.delete_link(stale.index).await
+            }
+            Err(error) if error.already_gone() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn set_link(

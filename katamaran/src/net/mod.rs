@@ -27,6 +27,7 @@
 //! [`NetError`] alone.
 
 pub mod counters;
+pub mod detour;
 mod error;
 pub mod handle;
 pub mod link;

@@ -41,6 +41,12 @@ pub fn session_link(role: Role, session: SessionId) -> String {
     format!("{PREFIX}{}{}", role.letter(), session.short(ID_DIGITS))
 }
 
+/// The name of the session's pair of devices between a pod and its node, on both ends: `ktml...`.
+#[must_use]
+pub fn detour_link(session: SessionId) -> String {
+    format!("{PREFIX}l{}", session.short(ID_DIGITS))
+}
+
 /// The VXLAN network identifier of a session: its low 24 bits, never 0.
 #[must_use]
 pub fn session_vni(session: SessionId) -> u32 {

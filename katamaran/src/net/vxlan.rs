@@ -12,8 +12,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute,
-    LinkInfo as LinkInfoNla, LinkMessage, VxlanDf,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo as LinkInfoNla, LinkMessage, VxlanDf,
 };
 
 use super::handle::Operation;
@@ -77,7 +76,7 @@ impl Vxlan {
         let name = session_link(spec.role, spec.session);
         let vni = session_vni(spec.session);
         check_underlay(netlink, spec).await?;
-        delete_stale(netlink, &name).await?;
+        netlink.delete_stale(&name).await?;
         let operation = Operation::new("create VXLAN device", &name);
         let mut message = LinkMessage::default();
         message.attributes = vec![
@@ -99,7 +98,7 @@ impl Vxlan {
             .map_err(not_this_kind)?;
         let index = netlink.link_by_name(&name).await?.index;
         let link = OwnedLink::new(netlink.clone(), name, index);
-        match start(netlink, &link).await {
+        match netlink.set_up_silently(link.index(), link.name()).await {
             Ok(()) => Ok(Self { link, vni }),
             Err(error) => {
                 if let Err(second) = link.remove().await {
@@ -163,34 +162,6 @@ async fn check_underlay(netlink: &Netlink, spec: &VxlanSpec) -> Result<()> {
         });
     }
     Ok(())
-}
-
-async fn delete_stale(netlink: &Netlink, name: &str) -> Result<()> {
-    match netlink.link_by_name(name).await {
-        Ok(stale) => {
-            tracing::info!(device = name, "a stale device of the same name is deleted");
-            netlink.delete_link(stale.index).await
-        }
-        Err(error) if error.already_gone() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Addresses are switched off before the device goes up: the kernel takes no such setting at
-/// creation, and going up would already send router solicitations.
-async fn start(netlink: &Netlink, link: &OwnedLink) -> Result<()> {
-    let operation = Operation::new("keep IPv6 off device", link.name());
-    let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    let quiet = LinkAttribute::AfSpecUnspec(vec![none]);
-    match netlink
-        .set_link(&operation, link.index(), vec![quiet])
-        .await
-    {
-        // A kernel without IPv6 is as silent as it gets.
-        Err(error) if error.unsupported() => {}
-        other => other?,
-    }
-    netlink.set_up(link.index()).await
 }
 
 /// No lower device is named: the kernel would then cap the MTU to what fits unfragmented.

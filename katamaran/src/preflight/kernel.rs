@@ -119,8 +119,8 @@ fn attached(trial: &Trial, found: &mut Found) {
             AREA,
             "tc-hook",
             "clsact filters: this kernel has no TCX (Linux 6.6)",
-            "Attaching a filter to a tap under load drops packets for an instant, which the ledger counts; a crash of \
-             katamaran leaves the filter. Use a kernel from 6.6 on.",
+            "Where the VM's tap is not in a pod, attaching the hook under load drops packets for an instant, and zero-drop is \
+             never proven; a crash of katamaran leaves the filter. Use a kernel from 6.6 on.",
         ),
         Err(error) => refused("tc-hook", error),
     });

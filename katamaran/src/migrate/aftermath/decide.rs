@@ -13,8 +13,8 @@ pub(super) struct Facts {
     pub(super) qemu: Option<QemuFacts>,
     /// Programs of ours are pinned.
     pub(super) programs: bool,
-    /// A tunnel's device.
-    pub(super) device: Option<String>,
+    /// A tunnel's device, a pair into the pod.
+    pub(super) devices: Vec<String>,
     /// Our plug is on the tap.
     pub(super) plug: bool,
     /// The tap's ring, in packets.
@@ -86,7 +86,7 @@ pub(super) fn decide(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> 
         Role::Source => of_source(story, facts)?,
         Role::Destination => of_destination(story, facts)?,
     };
-    deeds.extend(facts.device.clone().map(Deed::RemoveDevice));
+    deeds.extend(facts.devices.iter().cloned().map(Deed::RemoveDevice));
     deeds.extend(facts.directories.iter().cloned().map(Deed::RemoveDirectory));
     Ok(deeds)
 }

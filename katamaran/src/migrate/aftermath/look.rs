@@ -9,7 +9,7 @@ use crate::migrate::error::chain;
 use crate::migrate::node::{relay_directory, verify_directory};
 use crate::migrate::report;
 use crate::migrate::storage::PREFIX;
-use crate::net::names::{self, QDISC_MAJOR, session_link};
+use crate::net::names::{self, QDISC_MAJOR, detour_link, session_link};
 use crate::net::{NetNs, Netlink};
 use crate::qmp::command::{
     QueryBlockExports, QueryBlockJobs, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
@@ -49,9 +49,9 @@ pub(super) async fn look(story: &Story) -> Result<Seen, String> {
     let facts = Facts {
         qemu,
         programs: has_programs(header)?,
-        device: match &netns {
-            Some(netns) => find_device(netns, header).await?,
-            None => None,
+        devices: match &netns {
+            Some(netns) => find_devices(netns, header).await?,
+            None => Vec::new(),
         },
         plug,
         ring,
@@ -146,18 +146,25 @@ pub(super) fn pins_of(role: Role) -> ebpf::Role {
     }
 }
 
-async fn find_device(netns: &NetNs, header: &Header) -> Result<Option<String>, String> {
-    let role = match header.role {
-        Role::Source => names::Role::Source,
-        Role::Destination => names::Role::Destination,
+async fn find_devices(netns: &NetNs, header: &Header) -> Result<Vec<String>, String> {
+    let session = header.session;
+    let candidates = match header.role {
+        Role::Source => vec![
+            session_link(names::Role::Source, session),
+            detour_link(session),
+        ],
+        Role::Destination => vec![session_link(names::Role::Destination, session)],
     };
-    let name = session_link(role, header.session);
     let netlink = netns.netlink().map_err(|e| chain(&e))?;
-    match netlink.link_by_name(&name).await {
-        Ok(_) => Ok(Some(name)),
-        Err(error) if error.already_gone() => Ok(None),
-        Err(error) => Err(chain(&error)),
+    let mut there = Vec::new();
+    for name in candidates {
+        match netlink.link_by_name(&name).await {
+            Ok(_) => there.push(name),
+            Err(error) if error.already_gone() => {}
+            Err(error) => return Err(chain(&error)),
+        }
     }
+    Ok(there)
 }
 
 fn directories(header: &Header) -> Vec<PathBuf> {

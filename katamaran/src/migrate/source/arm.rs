@@ -6,11 +6,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::deadline;
-use crate::ebpf::{AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
+use crate::ebpf::{self, AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
 use crate::migrate::tap_watch::{TapWatch, lock};
+use crate::net::detour::Detour;
 use crate::net::names::Role as LinkRole;
 use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
@@ -136,6 +137,25 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         Encap::Device { ifindex } => Some(*ifindex),
         Encap::Ip { .. } => None,
     };
+    let detour = match &prepared.hook.inside {
+        // A clsact qdisc on the pod's own veth would reset the queue that the VM's packets come through.
+        Some(inside) if !ebpf::has_tcx() => {
+            let (node, pod) = (&prepared.node.netlink, &prepared.node.tap_netlink);
+            let pair = Detour::create(node, pod, run.session, inside.mtu)
+                .await
+                .doing("create a pair of devices between the pod and this node")?;
+            let ends = ebpf::Detour {
+                inside: pair.inside(),
+                outside: pair.outside(),
+            };
+            run.undo.cleanup(
+                "source's pair of devices into the pod",
+                move || async move { pair.remove().await.map_err(|e| chain(&e)) },
+            );
+            Some(ends)
+        }
+        _ => None,
+    };
     let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
     let spec = SourceSpec {
         session: run.session,
@@ -145,6 +165,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
             .inside
             .as_ref()
             .map(|end| prepared.node.in_pod(end)),
+        detour,
         netns_inum: inum(&prepared.node.netns),
         vm_addresses,
         vm_mac: prepared.mac.0,

@@ -147,10 +147,16 @@ fn matrix(screen: &Screen, options: &MatrixArguments) -> Result<bool> {
         screen.print(&format!("\nBAD {} {}\n{}", bad.kernel, bad.name, bad.said))?;
     }
     let good = cells.iter().filter(|cell| cell.good).count();
+    let reset = cells.iter().filter(|cell| cell.queue_reset).count();
     screen.print(&format!(
-        "\n  {good} of {} cells: nothing lost, doubled or out of order, and proven",
+        "\n  {good} of {} cells as they have to be: nothing lost, doubled or out of order, and proven",
         cells.len()
     ))?;
+    if reset > 0 {
+        screen.print(&format!(
+            "  * but for {reset}: before Linux 6.6 a tap outside of a pod can't be hooked without a reset of its queue"
+        ))?;
+    }
     Ok((options.skip || !cells.is_empty()) && good == cells.len())
 }
 
@@ -198,7 +204,10 @@ fn table(cells: &[Cell]) -> Table {
             ),
             cell.downtime_ms
                 .map_or_else(|| "?".into(), |ms| format!("{ms:.0}")),
-            cell.verdict.clone(),
+            match cell.queue_reset {
+                true => format!("{} *", cell.verdict),
+                false => cell.verdict.clone(),
+            },
         ]);
     }
     table

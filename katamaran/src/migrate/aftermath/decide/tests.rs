@@ -12,7 +12,7 @@ fn all_of_it(status: RunState) -> Facts {
             exports: true,
         }),
         programs: true,
-        device: Some("ktms1".to_owned()),
+        devices: vec!["ktms1".to_owned()],
         plug: true,
         ring: Some(131_072),
         directories: vec![PathBuf::from("/run/katamaran/1-source")],
