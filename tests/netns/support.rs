@@ -306,12 +306,16 @@ fn open(flags: i16, header: i32) -> File {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: both calls get pointers to what they read, valid for the call.
-    unsafe {
-        tun::set_iff(file.as_raw_fd(), &raw const request).unwrap();
-        tun::set_header_size(file.as_raw_fd(), &raw const header).unwrap();
-    }
+    // SAFETY: the call gets a pointer to what it reads, valid for the call.
+    unsafe { tun::set_iff(file.as_raw_fd(), &raw const request).unwrap() };
+    set_header(&file, header);
     file
+}
+
+/// Sets the length of the header in front of each frame.
+pub(crate) fn set_header(tap: &File, length: i32) {
+    // SAFETY: the call gets a pointer to what it reads, valid for the call.
+    unsafe { tun::set_header_size(tap.as_raw_fd(), &raw const length).unwrap() };
 }
 
 /// A child process that holds a tap and never reads it: a stopped QEMU.

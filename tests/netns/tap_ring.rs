@@ -6,7 +6,8 @@ use katamaran::net::tap::TapCounters;
 use katamaran::net::tapfd::TapQueues;
 
 use crate::support::{
-    Net, TAP, Tap, VM, VM_MAC, number, require_root, send_numbered, udp_frame, wait_until,
+    Net, TAP, Tap, VM, VM_MAC, number, require_root, send_numbered, set_header, udp_frame,
+    wait_until,
 };
 
 fn duplicate(pid: i32) -> TapQueues {
@@ -53,6 +54,22 @@ fn a_limit_leaves_the_rest_in_the_ring() {
     assert_eq!(number(&queues.read_unread(9).unwrap()[0].frame), 4);
 }
 
+/// A QEMU whose VM has arrived expects longer headers than the one that waited for it.
+#[test]
+fn a_header_whose_length_was_changed_since_is_taken_off_whole() {
+    require_root!();
+    let net = Net::new();
+    let tap = Tap::with(&net, 1, 10);
+    let same = tap.files[0].try_clone().unwrap();
+    let holder = tap.hand_over();
+    let queues = duplicate(holder.pid());
+    send_numbered(&net, 0..3);
+    set_header(&same, 12);
+    let frames = queues.read_unread(usize::MAX).unwrap();
+    let numbers: Vec<u32> = frames.iter().map(|frame| number(&frame.frame)).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+}
+
 #[test]
 fn the_ring_outlives_its_process_while_a_duplicate_is_open() {
     require_root!();
@@ -79,7 +96,8 @@ fn headers_of_ten_bytes_and_of_twelve_are_both_understood() {
         let net = Net::new();
         let holder = Tap::with(&net, 1, header).hand_over();
         let queues = duplicate(holder.pid());
-        assert_eq!(queues.vnet_header_size(), usize::try_from(header).unwrap());
+        let size = queues.vnet_header_size().unwrap();
+        assert_eq!(size, usize::try_from(header).unwrap());
         send_numbered(&net, 7..8);
         let frames = queues.read_unread(usize::MAX).unwrap();
         assert_eq!(frames[0].frame[..6], VM_MAC.0);

@@ -13,7 +13,8 @@
 //! - The blocking mode belongs to the open file, not to the descriptor: changing it would change it for
 //!   QEMU. Reads here are non-blocking whatever it is (`RWF_NOWAIT`).
 //! - With IFF_VNET_HDR each frame has a virtio-net header in front, of the length that QEMU has set (10 or
-//!   12 bytes; the last two of 12 are a buffer count that only the guest's ring has a use for). The first 10
+//!   12 bytes; the last two of 12 are a buffer count that only the guest's ring has a use for). It sets it anew when a
+//!   VM with a driver arrives, also for what waits in the ring, so it is asked for with each reading. The first 10
 //!   say how the frame is to be segmented and which checksum is still to be filled in: a
 //!   frame without them may be a super-packet with an unfinished checksum.
 //! - A multi-queue tap has one open file and one ring for each queue. A flow stays on one queue, so the
@@ -57,9 +58,9 @@ pub struct TapQueues {
 #[derive(Debug)]
 struct Queue {
     fd: OwnedFd,
-    /// Bytes in front of each frame: packet information, then the virtio-net header.
+    /// Bytes in front of each frame: packet information, then the virtio-net header, if there is one.
     packet_info: usize,
-    vnet_header: usize,
+    has_vnet_header: bool,
 }
 
 impl TapQueues {
@@ -104,10 +105,15 @@ impl TapQueues {
         self.queues.len()
     }
 
-    /// Length in bytes of the virtio-net header in front of each frame; 0 without.
-    #[must_use]
-    pub fn vnet_header_size(&self) -> usize {
-        self.queues.first().map_or(0, |queue| queue.vnet_header)
+    /// Length in bytes of the virtio-net header in front of each frame now; 0 without.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn vnet_header_size(&self) -> Result<usize> {
+        match self.queues.first() {
+            Some(queue) => queue.vnet_header_size(&self.tap),
+            None => Ok(0),
+        }
     }
 
     /// The namespace that the tap is in now, whatever namespace the process is in.
@@ -167,8 +173,9 @@ impl TapQueues {
         let mut buffer = vec![0; READ_BUFFER];
         let mut room = limit;
         for queue in &self.queues {
+            let vnet_header = queue.vnet_header_size(&self.tap)?;
             while room > 0 {
-                let Some(frame) = queue.read(&self.tap, &mut buffer)? else {
+                let Some(frame) = queue.read(&self.tap, vnet_header, &mut buffer)? else {
                     break;
                 };
                 frames.push(frame);
@@ -191,12 +198,6 @@ impl Queue {
                 wanted: "of the VM's tap",
             });
         }
-        let vnet_header = if flags & IFF_VNET_HDR == 0 {
-            0
-        } else {
-            sys::tun_vnet_header_size(fd.as_fd())
-                .map_err(|errno| failed("ask for the header size of tap", errno))?
-        };
         let packet_info = if flags & IFF_NO_PI == 0 {
             PACKET_INFO
         } else {
@@ -205,11 +206,19 @@ impl Queue {
         Ok(Self {
             fd,
             packet_info,
-            vnet_header,
+            has_vnet_header: flags & IFF_VNET_HDR != 0,
         })
     }
 
-    fn read(&self, tap: &str, buffer: &mut [u8]) -> Result<Option<TapFrame>> {
+    fn vnet_header_size(&self, tap: &str) -> Result<usize> {
+        if !self.has_vnet_header {
+            return Ok(0);
+        }
+        sys::tun_vnet_header_size(self.fd.as_fd())
+            .map_err(|errno| NetError::kernel("ask for the header size of tap", tap, errno))
+    }
+
+    fn read(&self, tap: &str, vnet_header: usize, buffer: &mut [u8]) -> Result<Option<TapFrame>> {
         let length = loop {
             match sys::read_nowait(self.fd.as_fd(), buffer) {
                 Ok(length) => break length,
@@ -225,7 +234,7 @@ impl Queue {
             });
         }
         let read = buffer.get(..length).unwrap_or_default();
-        split(read, self.packet_info, self.vnet_header)
+        split(read, self.packet_info, vnet_header)
             .map(Some)
             .ok_or_else(|| NetError::Incomplete {
                 operation: "read from tap",

@@ -19,6 +19,8 @@ use super::{migration, nic, socket};
 pub(super) fn listen(machine: &Arc<Machine>, paths: &[PathBuf]) -> Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
     for path in paths {
+        // As QEMU does: what another one has left does not keep it from listening.
+        std::fs::remove_file(path).ok();
         let listener =
             UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
         let machine = Arc::clone(machine);

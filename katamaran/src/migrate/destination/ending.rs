@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::discover;
 use crate::journal::Record;
 use crate::migrate::error::chain;
 use crate::migrate::message::WireFrame;
@@ -29,7 +30,13 @@ impl Session<'_> {
         let Some(held) = &self.held else {
             return (Vec::new(), false);
         };
-        let frames = held.read_unread(RETURN_BATCH).unwrap_or_default();
+        let mut frames = Vec::new();
+        if let Err(error) = held.read_into(&mut frames, RETURN_BATCH) {
+            self.warn(
+                "held packets could not be read from the tap",
+                &chain(&error),
+            );
+        }
         let more = frames.len() == RETURN_BATCH;
         let frames = frames
             .iter()
@@ -51,9 +58,9 @@ impl Session<'_> {
         if let Some(delivery) = &self.delivery
             && let Err(error) = delivery.release().await
         {
-            tracing::warn!(
-                error = chain(&error),
-                "held packets could not be released into the tap"
+            self.warn(
+                "held packets could not be released into the tap",
+                &chain(&error),
             );
         }
         self.qemu_gone = true;
@@ -65,10 +72,21 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn duplicate_tap(&self) -> Option<TapQueues> {
-        let pid = self.node.qemu_pid?;
-        let tap = crate::discover::tap(pid, Some(&self.node.tap.name)).ok()?;
-        TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).ok()
+    /// Of the incoming QEMU's tap; without one its ring dies with it.
+    pub(super) fn duplicate_tap(&mut self) -> Option<TapQueues> {
+        let duplicate = || {
+            let pid = self.node.qemu_pid.ok_or("QEMU's process is not known")?;
+            let tap = discover::tap(pid, Some(&self.node.tap.name)).map_err(|e| chain(&e))?;
+            TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).map_err(|e| chain(&e))
+        };
+        duplicate()
+            .inspect_err(|error: &String| self.warn("packets could not be given back", error))
+            .ok()
+    }
+
+    fn warn(&mut self, what: &str, why: &str) {
+        tracing::warn!(error = why, "{what}");
+        self.report.warnings.push(format!("{what}: {why}"));
     }
 
     pub(super) async fn clean_up(&mut self) {
