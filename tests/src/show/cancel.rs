@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::screen::Screen;
-use crate::lab::{LabConfig, QemuVersion};
+use crate::lab::{LabConfig, QemuVersion, Wiring};
 use crate::run::{
     ClientResult, Ended, Migration, MigrationOptions, Role, SideResult, Stage, StageOptions,
     TrafficSpec,
@@ -32,6 +32,9 @@ pub struct CancelOptions {
     /// QEMU version: 7.2, 10.0 or stand-in, which needs no guest
     #[arg(long, default_value = "10.0")]
     qemu: QemuVersion,
+    /// How V hangs on its nodes: tap, bridge, pod, pod-bridge or pod-peer
+    #[arg(long, default_value = "tap")]
+    wiring: Wiring,
     /// UDP packets per second, over each of IPv4 and IPv6
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     pps: u32,
@@ -161,13 +164,14 @@ fn set(options: CancelOptions) -> Result<Stage> {
     let stage = Stage::set(StageOptions {
         lab: LabConfig {
             qemu: options.qemu,
+            wiring: options.wiring,
             dirty: real.then_some(DIRTY),
             ..LabConfig::default()
         },
         traffic: TrafficSpec {
             pps_v4: options.pps,
             pps_v6: options.pps,
-            tcp_v4: real.then_some(100_000),
+            tcp_v4: Some(100_000),
             ..TrafficSpec::default()
         },
         ..StageOptions::default()
