@@ -16,7 +16,8 @@ use crate::lab::{
 };
 use crate::traffic::{AckCollector, Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
 
-const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+/// Also for a guest that is emulated on an emulated machine.
+const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 /// Traffic that must have come back before a migration may begin.
 const WARM_UP_PACKETS: u64 = 200;
 /// Records that every disk must have acknowledged before a migration may begin.

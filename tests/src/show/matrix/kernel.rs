@@ -68,6 +68,10 @@ fn booted(
         QemuVersion::StandIn => PER_CELL,
         _ => PER_CELL_NESTED,
     };
+    let set_up = match options.vhost {
+        true => &format!("modprobe vhost_net; {set_up}"),
+        false => set_up,
+    };
     let count = u32::try_from(options.specs().len()).unwrap_or(u32::MAX);
     let run = KernelRun {
         set_up,
