@@ -50,14 +50,14 @@ fn the_vm_keeps_its_disks_when_the_link_is_cut() {
 #[test]
 fn the_vm_keeps_its_disks_when_the_destinations_disk_is_full() {
     require!(Root, Bpf, Lab);
-    let moments = [(NEW, Moment::MidMirror), (OLD, Moment::RamCopy)];
+    let moments = [(NEW, Moment::MidMirror), (OLD, Moment::Copy)];
     goes_on(Fault::DestinationFull, &moments);
 }
 
 #[test]
 fn the_vm_keeps_its_disks_when_writes_fail_on_the_destination() {
     require!(Root, Bpf, Lab);
-    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::RamCopy)];
+    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::Copy)];
     goes_on(Fault::WritesFailOnB, &moments);
 }
 
@@ -72,8 +72,8 @@ fn the_migration_fails_when_the_export_dies_after_the_mirror_was_ready() {
     require!(Root, Bpf, Lab);
     let moments = [
         (NEW, Moment::Ready),
-        (OLD, Moment::RamCopy),
-        (NEW, Moment::RamCopy),
+        (OLD, Moment::Copy),
+        (NEW, Moment::Copy),
     ];
     goes_on(Fault::ExportStopped, &moments);
 }

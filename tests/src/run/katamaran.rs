@@ -154,6 +154,12 @@ impl KatamaranProcess {
         read(&self.stderr)
     }
 
+    /// Where that is, for who reads it all the time.
+    #[must_use]
+    pub fn stderr_path(&self) -> &Path {
+        &self.stderr
+    }
+
     /// Waits until it listens on `port`, or has ended.
     ///
     /// # Errors

@@ -435,6 +435,7 @@ impl Session<'_> {
         match event {
             Ok(event) => match event.migration_status() {
                 Some(MigrationStatus::Completed) => {
+                    tracing::debug!("loaded");
                     self.loaded = true;
                     self.notify(&Notice::Loaded);
                 }
