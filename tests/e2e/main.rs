@@ -23,4 +23,5 @@ mod rules;
 mod shared;
 mod support;
 mod tcx;
+mod terminal;
 mod wiring;

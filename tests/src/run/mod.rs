@@ -14,6 +14,7 @@ mod record;
 mod records;
 mod result;
 mod stage;
+mod terminal;
 mod timeline;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};

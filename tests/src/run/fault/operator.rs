@@ -85,7 +85,7 @@ fn resolve(
 ) -> Result<bool> {
     let (mut status, mut told) = run(stage, Node::B, &["resolve", session])?;
     settled.deeds.push("resolve");
-    if status == Some(4) {
+    if told.contains("--discard") {
         let choice = match told.contains("--run") {
             true => "--run",
             false => "--discard",

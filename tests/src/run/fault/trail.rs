@@ -13,7 +13,9 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::moment::Sign;
-use crate::run::katamaran::{KatamaranProcess, Role};
+use crate::lab::Node;
+use crate::run::katamaran::Role;
+use crate::run::migration::Migration;
 use crate::traffic::now_ns;
 
 const JOURNALS: &str = "/run/katamaran";
@@ -82,7 +84,7 @@ pub(super) struct Struck {
 pub(super) struct Trail {
     shared: Arc<Mutex<Shared>>,
     thread: Option<JoinHandle<()>>,
-    stand_still: [Arc<Side>; 2],
+    processes: Arc<Processes>,
 }
 
 #[derive(Debug, Default)]
@@ -92,80 +94,121 @@ struct Shared {
     over: bool,
 }
 
-/// One of the two processes.
+/// A process that a signal goes to, and to nobody else.
 #[derive(Debug)]
-struct Side {
-    role: Role,
-    pid: u32,
-    /// A signal through it can't reach anybody else.
-    pidfd: OwnedFd,
-    log: PathBuf,
-}
+struct Pidfd(OwnedFd);
 
-impl Side {
-    fn of(role: Role, katamaran: &mut KatamaranProcess) -> Result<Arc<Self>> {
-        let pid = katamaran.process().pid();
+impl Pidfd {
+    fn of(pid: u32) -> Result<Self> {
         // SAFETY: takes two integers, returns a descriptor that is ours or an error.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
         let fd = i32::try_from(fd).context("a descriptor fits")?;
         if fd < 0 {
             return Err(io::Error::last_os_error()).context("open a pidfd");
         }
-        Ok(Arc::new(Self {
-            role,
-            pid,
-            // SAFETY: just made, and nobody else's.
-            pidfd: unsafe { OwnedFd::from_raw_fd(fd) },
-            log: katamaran.stderr_path().to_owned(),
-        }))
+        // SAFETY: just made, and nobody else's.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Does nothing where the process has ended.
     fn signal(&self, signal: Signal) {
-        let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: an open pidfd, a signal's number, and no more about it. It fails where the process has ended.
-        unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                signal as i32,
-                none,
-                0_u32,
-            )
-        };
+        let (fd, none) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: an open pidfd, a signal's number, and no more about it.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, none, 0_u32) };
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    Katamaran(Role),
+    /// The QEMU on a node.
+    Qemu(Node),
+}
+
+#[derive(Debug)]
+struct Processes {
+    source: Pidfd,
+    dest: Pidfd,
+    qemu_a: Pidfd,
+    qemu_b: Pidfd,
+}
+
+impl Processes {
+    fn of(migration: &mut Migration<'_>) -> Result<Self> {
+        let stage = &mut *migration.stage;
+        Ok(Self {
+            source: Pidfd::of(migration.source.process().pid())?,
+            dest: Pidfd::of(migration.dest.process().pid())?,
+            qemu_a: Pidfd::of(stage.guest_a.process().pid())?,
+            qemu_b: Pidfd::of(stage.guest_b.process().pid())?,
+        })
+    }
+
+    fn act(&self, at_once: AtOnce) {
+        match at_once {
+            AtOnce::Signal(target, signal) => match target {
+                Target::Katamaran(Role::Source) => self.source.signal(signal),
+                Target::Katamaran(Role::Dest) => self.dest.signal(signal),
+                Target::Qemu(Node::A) => self.qemu_a.signal(signal),
+                Target::Qemu(Node::B) => self.qemu_b.signal(signal),
+            },
+            AtOnce::StandStill => self.both(Signal::SIGSTOP),
+        }
+    }
+
+    fn both(&self, signal: Signal) {
+        self.source.signal(signal);
+        self.dest.signal(signal);
+    }
+}
+
+/// What one of the two katamarans writes.
+#[derive(Debug)]
+struct Side {
+    role: Role,
+    pid: u32,
+    log: PathBuf,
+    journal: Option<PathBuf>,
+}
+
+impl Side {
+    fn of(role: Role, migration: &mut Migration<'_>) -> Self {
+        let side = migration.side(role);
+        Self {
+            role,
+            pid: side.process().pid(),
+            log: side.stderr_path().to_owned(),
+            journal: None,
+        }
     }
 
     /// Its journal, while it has one.
-    fn journal(&self) -> Option<PathBuf> {
+    fn find_journal(&self) -> Option<PathBuf> {
         let needle = format!("\"pid\":{},", self.pid);
+        let suffix = match self.role {
+            Role::Source => "-source.journal",
+            Role::Dest => "-destination.journal",
+        };
         let entries = fs::read_dir(JOURNALS).ok()?.flatten();
-        let mut paths = entries.map(|entry| entry.path()).filter(|path| {
-            let role = match self.role {
-                Role::Source => "-source.journal",
-                Role::Dest => "-destination.journal",
-            };
-            path.to_string_lossy().ends_with(role)
-        });
-        paths.find(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(&needle)))
+        let mut paths = entries.map(|entry| entry.path());
+        paths.find(|path| {
+            path.to_string_lossy().ends_with(suffix)
+                && fs::read_to_string(path).is_ok_and(|text| text.contains(&needle))
+        })
     }
 
-    fn read(&self, journal: &mut Option<PathBuf>, texts: &mut Texts) {
-        if journal.is_none() {
-            *journal = self.journal();
+    fn read(&mut self, texts: &mut Texts) {
+        if self.journal.is_none() {
+            self.journal = self.find_journal();
         }
-        let settled = |path: &Path| {
-            Path::new(JOURNALS)
-                .join("settled")
-                .join(path.file_name()?)
-                .into()
-        };
-        let text = journal.as_deref().and_then(|path| {
-            let moved: Option<PathBuf> = settled(path);
-            fs::read_to_string(path)
-                .or_else(|_| fs::read_to_string(moved.unwrap_or_default()))
-                .ok()
-        });
-        if let Some(text) = text {
-            texts.journal = text;
+        if let Some(path) = &self.journal {
+            let name = path.file_name().unwrap_or_default();
+            let settled = Path::new(JOURNALS).join("settled").join(name);
+            let text = fs::read_to_string(path).or_else(|_| fs::read_to_string(settled));
+            if let Ok(text) = text {
+                texts.journal = text;
+            }
         }
         texts.log = fs::read_to_string(&self.log).unwrap_or_default();
     }
@@ -174,8 +217,8 @@ impl Side {
 /// What is done in the thread, at once.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum AtOnce {
-    /// A katamaran gets a signal.
-    Signal(Role, Signal),
+    /// Somebody gets a signal.
+    Signal(Target, Signal),
     /// Both katamarans stand still until [`Trail::go_on`], so that there is time to do something else.
     StandStill,
 }
@@ -183,19 +226,23 @@ pub(super) enum AtOnce {
 impl Trail {
     /// Reads along, and does something as soon as `sign` is there. Without one, [`Trail::strike`] has to be called.
     pub(super) fn follow(
-        source: &mut KatamaranProcess,
-        dest: &mut KatamaranProcess,
+        migration: &mut Migration<'_>,
         sign: Option<Sign>,
         at_once: AtOnce,
     ) -> Result<Self> {
-        let sides = [Side::of(Role::Source, source)?, Side::of(Role::Dest, dest)?];
+        let processes = Arc::new(Processes::of(migration)?);
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let (theirs, threads) = (sides.clone(), Arc::clone(&shared));
-        let thread = thread::spawn(move || read_along(&theirs, &threads, sign, at_once));
+        let reader = Reader {
+            source: Side::of(Role::Source, migration),
+            dest: Side::of(Role::Dest, migration),
+            processes: Arc::clone(&processes),
+            shared: Arc::clone(&shared),
+        };
+        let thread = Some(thread::spawn(move || reader.run(sign, at_once)));
         Ok(Self {
             shared,
-            thread: Some(thread),
-            stand_still: sides,
+            thread,
+            processes,
         })
     }
 
@@ -208,16 +255,14 @@ impl Trail {
     pub(super) fn strike(&self, at_once: AtOnce) {
         let mut shared = lock(&self.shared);
         let (at, at_ns) = (Instant::now(), now_ns());
-        act(&self.stand_still, at_once);
+        self.processes.act(at_once);
         let written = shared.written.clone();
         shared.struck = Some(Struck { at, at_ns, written });
     }
 
     /// Ends a standstill.
     pub(super) fn go_on(&self) {
-        self.stand_still
-            .iter()
-            .for_each(|side| side.signal(Signal::SIGCONT));
+        self.processes.both(Signal::SIGCONT);
     }
 
     /// All that was written so far.
@@ -241,47 +286,44 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn act(sides: &[Arc<Side>; 2], at_once: AtOnce) {
-    match at_once {
-        AtOnce::Signal(role, signal) => {
-            for side in sides.iter().filter(|side| side.role == role) {
-                side.signal(signal);
-            }
-        }
-        AtOnce::StandStill => sides.iter().for_each(|side| side.signal(Signal::SIGSTOP)),
-    }
+struct Reader {
+    source: Side,
+    dest: Side,
+    processes: Arc<Processes>,
+    shared: Arc<Mutex<Shared>>,
 }
 
-fn read_along(sides: &[Arc<Side>; 2], shared: &Mutex<Shared>, sign: Option<Sign>, at_once: AtOnce) {
-    let mut journals = [None, None];
-    let mut written = Written::default();
-    let mut awaited = sign;
-    loop {
-        let mut read = |written: &mut Written| {
-            sides[0].read(&mut journals[0], &mut written.source);
-            sides[1].read(&mut journals[1], &mut written.dest);
-        };
-        read(&mut written);
-        let due = awaited.is_some_and(|sign| written.has(sign));
-        let mut struck = None;
-        if due {
-            awaited = None;
-            let (at, at_ns) = (Instant::now(), now_ns());
-            act(sides, at_once);
-            read(&mut written);
-            let written = written.clone();
-            struck = Some(Struck { at, at_ns, written });
+impl Reader {
+    fn read(&mut self, written: &mut Written) {
+        self.source.read(&mut written.source);
+        self.dest.read(&mut written.dest);
+    }
+
+    fn run(mut self, sign: Option<Sign>, at_once: AtOnce) {
+        let mut written = Written::default();
+        let mut awaited = sign;
+        loop {
+            self.read(&mut written);
+            let mut struck = None;
+            if awaited.is_some_and(|sign| written.has(sign)) {
+                awaited = None;
+                let (at, at_ns) = (Instant::now(), now_ns());
+                self.processes.act(at_once);
+                self.read(&mut written);
+                let written = written.clone();
+                struck = Some(Struck { at, at_ns, written });
+            }
+            let mut shared = lock(&self.shared);
+            shared.written.clone_from(&written);
+            shared.struck = struck.or(shared.struck.take());
+            if shared.over {
+                return;
+            }
+            drop(shared);
+            thread::sleep(match awaited {
+                Some(_) => CLOSE,
+                None => CALM,
+            });
         }
-        let mut shared = lock(shared);
-        shared.written.clone_from(&written);
-        shared.struck = struck.or(shared.struck.take());
-        if shared.over {
-            return;
-        }
-        drop(shared);
-        thread::sleep(match awaited {
-            Some(_) => CLOSE,
-            None => CALM,
-        });
     }
 }
