@@ -9,7 +9,9 @@ use katamaran::cli::{self, Command, LogFormat, MigrateArgs, PreflightArgs, Trace
 use katamaran::config::{Config, PreflightConfig, TraceConfig};
 use katamaran::metrics::{Exporter, MetricsError, Role};
 use katamaran::migrate::progress::{self, Outlets};
-use katamaran::migrate::{chain, destination, measured, report::Report, source, summary};
+use katamaran::migrate::{
+    aftermath, chain, destination, measured, report::Report, source, summary,
+};
 use katamaran::{shutdown, telemetry, trace};
 
 /// Bad usage, or refused before anything was touched.
@@ -100,7 +102,7 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         Err(error) => return fail(1, format_args!("start the runtime: {error}")),
     };
     let run = runtime.block_on(async {
-        let stop = shutdown::on_signals()?;
+        let stop = shutdown::on_signals(aftermath::last_words)?;
         let metrics = exporter.metrics();
         let outlets = Outlets { bars, metrics };
         let exporting = exporter.start();

@@ -13,6 +13,7 @@ mod disk_faults;
 mod disk_writes;
 mod disks;
 mod failure;
+mod impatient;
 mod ledger;
 mod metrics;
 mod perfect;
