@@ -35,6 +35,13 @@ fn the_vm_keeps_its_disks_when_the_destinations_katamaran_is_killed() {
 }
 
 #[test]
+fn what_is_left_of_the_mirrors_of_a_source_that_was_killed_is_removed() {
+    require!(Root, Bpf, Lab);
+    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::Ready)];
+    goes_on(Fault::SourceKilled, &moments);
+}
+
+#[test]
 fn the_vm_keeps_its_disks_when_the_destinations_qemu_is_killed() {
     require!(Root, Bpf, Lab);
     let moments = [(OLD, Moment::MirrorStart), (NEW, Moment::Stopped)];

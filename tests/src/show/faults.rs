@@ -41,8 +41,8 @@ impl FaultOptions {
     }
 }
 
-/// The steps of COMMIT with every fault but the second signal's, every other moment with another fault, and each of the disks'
-/// faults once.
+/// The steps of COMMIT with whatever is killed or cut, each with one of the signals; every other moment with another fault;
+/// and each of the disks' faults once.
 fn is_in_cross_section(case: FaultCase) -> bool {
     let FaultCase {
         qemu,
@@ -51,13 +51,12 @@ fn is_in_cross_section(case: FaultCase) -> bool {
     } = case;
     let place = |fault| Fault::ALL.iter().position(|other| *other == fault);
     let moments = Moment::ALL.iter().position(|other| *other == moment);
-    let twin = matches!(
-        fault,
-        Fault::SourceTerminated | Fault::DestinationInterrupted
-    );
     match qemu {
         QemuVersion::StandIn => match moment {
-            Moment::CommitSent | Moment::CommitReceived => !twin,
+            Moment::CommitSent => !fault.costs_no_packet() || fault == Fault::SourceInterrupted,
+            Moment::CommitReceived => {
+                !fault.costs_no_packet() || fault == Fault::DestinationTerminated
+            }
             _ => place(fault) == moments.map(|at| (at * 4) % 11),
         },
         QemuVersion::V7_2 | QemuVersion::V10_0 => {

@@ -269,7 +269,7 @@ impl FaultCase {
             },
             traffic: TrafficSpec {
                 pps_v4: 300,
-                pps_v6: 100,
+                pps_v6: 300,
                 disk: disks.then_some(DiskLoad {
                     rate: 100,
                     blocks: ((MEBIBYTES - FILLED_MIB) << 20) / 4096,
