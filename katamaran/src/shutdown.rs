@@ -1,11 +1,18 @@
 //! Signals. The first SIGINT or SIGTERM asks for a graceful end; a second one quits at once and
 //! says what is left behind, and who removes it.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::stderr;
+
 /// Exit status after a second signal: as for the first, but nothing was cleaned up.
 const IMPATIENT: i32 = 130;
+
+/// For what a process says that quits: its terminal may be stopped.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The token that the first signal cancels; the second one tells `last_words` and ends the process. SIGHUP is
 /// ignored: a closed terminal must not end a migration.
@@ -31,6 +38,7 @@ pub fn on_signals(
                         cancelled.cancel();
                     } else {
                         tracing::error!("quitting at once: {}", last_words());
+                        stderr::flush(LAST_WORDS);
                         std::process::exit(IMPATIENT);
                     }
                 }

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::LogFormat;
+use crate::stderr;
 
 /// The level or filter is not one.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +55,10 @@ impl<'a> MakeWriter<'a> for BesideBars {
     }
 }
 
-/// Never fails: a migration goes on when nobody reads its log any more.
+/// Never fails, and never waits.
 impl Write for Line<'_> {
-    #[expect(
-        clippy::let_underscore_must_use,
-        reason = "nobody is left to tell that standard error is gone"
-    )]
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = self.bars.suspend(|| io::stderr().write_all(line));
+        self.bars.suspend(|| stderr::write(line));
         Ok(line.len())
     }
 

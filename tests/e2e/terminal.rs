@@ -59,3 +59,18 @@ fn a_migration_goes_on_when_its_terminal_is_closed() {
     assert_eq!(silence, None);
     assert!(client.is_perfect(), "{client:?}");
 }
+
+#[test]
+fn a_migration_goes_on_when_its_terminal_is_stopped() {
+    require!(Root, Bpf, Lab);
+    let mut stage = stage(QemuVersion::V10_0);
+    let mut migration = Migration::begin(&mut stage, &options(Stderr::Terminal)).unwrap();
+    migration
+        .look_until_logged(Role::Source, "guest dirties")
+        .unwrap();
+    migration.source.stop_terminal().unwrap();
+    migrates(migration);
+    let (client, silence) = stage.finish_traffic().unwrap();
+    assert_eq!(silence, None);
+    assert!(client.is_perfect(), "{client:?}");
+}

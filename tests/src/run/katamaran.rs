@@ -161,6 +161,16 @@ impl KatamaranProcess {
         self.process.signal(Signal::SIGHUP)
     }
 
+    /// Stops the terminal that it writes to, as Ctrl-S does.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn stop_terminal(&mut self) -> Result<()> {
+        let terminal = self.terminal.as_mut();
+        terminal.context("it has a terminal")?.stop()
+    }
+
     /// The process itself.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -22,6 +22,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Terminal {
     closing: Arc<AtomicBool>,
+    keyboard: File,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -43,6 +44,7 @@ impl Terminal {
         let closing = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&closing);
         let mut master = File::from(OwnedFd::from(master));
+        let keyboard = master.try_clone().context("clone a terminal")?;
         let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while !told.load(Ordering::Relaxed) {
@@ -58,13 +60,23 @@ impl Terminal {
                 }
             }
         });
-        let reader = Some(reader);
-        Ok((Self { closing, reader }, slave.into()))
+        let terminal = Self {
+            closing,
+            keyboard,
+            reader: Some(reader),
+        };
+        Ok((terminal, slave.into()))
+    }
+
+    /// Presses Ctrl-S: whoever writes waits from now on.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.keyboard.write_all(&[0x13]).context("press Ctrl-S")
     }
 
     /// Goes away: whatever is written from now on fails.
     pub(super) fn close(mut self) {
         self.end();
+        drop(self);
     }
 
     fn end(&mut self) {
