@@ -10,6 +10,9 @@ pub const QMP_CONNECT: Duration = Duration::from_secs(5);
 /// A QMP query or setting. QEMU answers from its main loop, which device save and load hold up.
 pub const QMP_QUICK: Duration = Duration::from_secs(5);
 
+/// Asking QEMU at the end of an abort whether the VM runs: everything is undone by then, and somebody waits.
+pub const QMP_LAST: Duration = Duration::from_secs(1);
+
 /// A QMP command that stops or starts the guest: it drains disk I/O or activates disks first.
 pub const QMP_RUN_STATE: Duration = Duration::from_secs(10);
 

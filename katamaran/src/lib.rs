@@ -20,6 +20,7 @@ pub mod qmp;
 pub mod relay;
 pub mod session_id;
 pub mod shutdown;
+pub mod stderr;
 pub mod stream;
 pub mod telemetry;
 pub mod trace;

@@ -4,22 +4,33 @@ mod commands;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use katamaran::cli::{self, Command, LogFormat, MigrateArgs, PreflightArgs, TraceArgs};
+use katamaran::cli::{self, Cli, Command, LogFormat, MigrateArgs, PreflightArgs, TraceArgs};
 use katamaran::config::{Config, PreflightConfig, TraceConfig};
 use katamaran::metrics::{Exporter, MetricsError, Role};
 use katamaran::migrate::progress::{self, Outlets};
-use katamaran::migrate::{chain, destination, measured, report::Report, source, summary};
-use katamaran::{shutdown, telemetry, trace};
+use katamaran::migrate::{
+    aftermath, chain, destination, measured, report::Report, source, summary,
+};
+use katamaran::{shutdown, stderr, telemetry, trace};
 
 /// Bad usage, or refused before anything was touched.
 const USAGE: u8 = 2;
+/// For the last lines of the log: the terminal may be stopped.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    let status = run(cli);
+    stderr::flush(LAST_LINES);
+    status
+}
+
+fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Some(Command::Report { file }) => match Report::read(&file) {
             Ok(report) => print(&summary::render(&report)),
@@ -100,7 +111,7 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         Err(error) => return fail(1, format_args!("start the runtime: {error}")),
     };
     let run = runtime.block_on(async {
-        let stop = shutdown::on_signals()?;
+        let stop = shutdown::on_signals(aftermath::last_words)?;
         let metrics = exporter.metrics();
         let outlets = Outlets { bars, metrics };
         let exporting = exporter.start();
@@ -114,7 +125,7 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
         Ok(run) => run,
         Err(error) => return fail(1, format_args!("install signal handlers: {error}")),
     };
-    print(&summary::render(&report));
+    // First, for nobody may read standard output.
     if let Some(path) = &args.report
         && let Err(error) = report.write(path)
     {
@@ -123,6 +134,7 @@ fn migrate(args: &MigrateArgs) -> ExitCode {
             format_args!("write the report {}: {error}", path.display()),
         );
     }
+    print(&summary::render(&report));
     // Last, for it may take a while: the result is told by now.
     if let Err(error) = runtime.block_on(exporting.finish(&measured(&report))) {
         fail(1, format_args!("count this migration: {}", chain(&error)));
@@ -180,11 +192,7 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-#[expect(
-    clippy::let_underscore_must_use,
-    reason = "nobody is left to tell that standard error is gone"
-)]
 fn fail(status: u8, message: std::fmt::Arguments<'_>) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    stderr::write(format!("error: {message}\n").as_bytes());
     ExitCode::from(status)
 }

@@ -1,18 +1,27 @@
 //! Signals. The first SIGINT or SIGTERM asks for a graceful end; a second one quits at once and
-//! says that things are left behind.
+//! says what is left behind, and who removes it.
+
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::stderr;
+
 /// Exit status after a second signal: as for the first, but nothing was cleaned up.
 const IMPATIENT: i32 = 130;
 
-/// The token that the first signal cancels. SIGHUP is ignored: a closed terminal must not end a
-/// migration.
+/// For what a process says that quits: its terminal may be stopped.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The token that the first signal cancels; the second one tells `last_words` and ends the process. SIGHUP is
+/// ignored: a closed terminal must not end a migration.
 ///
 /// # Errors
 /// The handlers can't be installed.
-pub fn on_signals() -> std::io::Result<CancellationToken> {
+pub fn on_signals(
+    last_words: impl Fn() -> String + Send + 'static,
+) -> std::io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -28,7 +37,8 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
                         tracing::warn!(signal = name, "stopping; once more quits without cleaning up");
                         cancelled.cancel();
                     } else {
-                        tracing::error!("quitting at once: programs, qdisc and tunnel may be left, and the VM may be stopped");
+                        tracing::error!("quitting at once: {}", last_words());
+                        stderr::flush(LAST_WORDS);
                         std::process::exit(IMPATIENT);
                     }
                 }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use katamaran_tests::lab::Node;
+use katamaran_tests::lab::{Node, QemuVersion};
 use katamaran_tests::leak::{Scope, Snapshot, session_files};
 use katamaran_tests::run::{
     KatamaranProcess, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
@@ -227,6 +227,33 @@ fn a_source_that_was_killed_before_it_heard_that_the_vm_runs_gives_its_copy_up_f
     assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
     let status = stage.qmp_b.command("query-status", Value::Null).unwrap();
     assert_eq!(status["running"], true);
+}
+
+#[test]
+fn the_tunnels_devices_of_two_sides_that_were_killed_are_removed() {
+    require!(Root, Bpf, Lab);
+    let mut stage = Stage::set(StageOptions::new(QemuVersion::StandIn, 300)).unwrap();
+    let before = Snapshot::take(Scope::NamespacesOnly, stage.nodes()).unwrap();
+    let mut migration = begin(&mut stage, &["--tunnel-mode=vxlan"]);
+    let session = kill_at(&mut migration, Role::Source, "migrating");
+    migration.dest.process().kill();
+    migration.end().unwrap();
+    for (node, device) in [(Node::A, "ktms"), (Node::B, "ktmd")] {
+        let netns = stage.lab.network().node(node);
+        let links = netns.command("ip", &["-br", "link"]).unwrap();
+        assert!(links.contains(device), "{links}");
+    }
+    for node in [Node::A, Node::B] {
+        let apply = ["cleanup", "--apply", "--session", &session];
+        let (exit, told) = katamaran(&stage, node, &apply);
+        assert_eq!(exit, Some(0), "{told}");
+    }
+    assert_eq!(session_files(&session), Vec::<String>::new());
+    let soon = Instant::now() + SOON;
+    before
+        .wait_until_restored(Scope::NamespacesOnly, stage.nodes(), soon)
+        .unwrap();
+    assert_eq!(status(&mut stage), "running");
 }
 
 /// Between two steps of the destination, so that any of several things may have happened: all of them end with one VM.

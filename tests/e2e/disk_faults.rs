@@ -35,6 +35,13 @@ fn the_vm_keeps_its_disks_when_the_destinations_katamaran_is_killed() {
 }
 
 #[test]
+fn what_is_left_of_the_mirrors_of_a_source_that_was_killed_is_removed() {
+    require!(Root, Bpf, Lab);
+    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::Ready)];
+    goes_on(Fault::SourceKilled, &moments);
+}
+
+#[test]
 fn the_vm_keeps_its_disks_when_the_destinations_qemu_is_killed() {
     require!(Root, Bpf, Lab);
     let moments = [(OLD, Moment::MirrorStart), (NEW, Moment::Stopped)];
@@ -50,14 +57,14 @@ fn the_vm_keeps_its_disks_when_the_link_is_cut() {
 #[test]
 fn the_vm_keeps_its_disks_when_the_destinations_disk_is_full() {
     require!(Root, Bpf, Lab);
-    let moments = [(NEW, Moment::MidMirror), (OLD, Moment::RamCopy)];
+    let moments = [(NEW, Moment::MidMirror), (OLD, Moment::Copy)];
     goes_on(Fault::DestinationFull, &moments);
 }
 
 #[test]
 fn the_vm_keeps_its_disks_when_writes_fail_on_the_destination() {
     require!(Root, Bpf, Lab);
-    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::RamCopy)];
+    let moments = [(OLD, Moment::MidMirror), (NEW, Moment::Copy)];
     goes_on(Fault::WritesFailOnB, &moments);
 }
 
@@ -72,8 +79,8 @@ fn the_migration_fails_when_the_export_dies_after_the_mirror_was_ready() {
     require!(Root, Bpf, Lab);
     let moments = [
         (NEW, Moment::Ready),
-        (OLD, Moment::RamCopy),
-        (NEW, Moment::RamCopy),
+        (OLD, Moment::Copy),
+        (NEW, Moment::Copy),
     ];
     goes_on(Fault::ExportStopped, &moments);
 }

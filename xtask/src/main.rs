@@ -57,7 +57,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Breaks something at every moment of a migration of disks (root; see `faults --help`)
+    /// Breaks something at every moment of a migration (root; see `faults --help`)
     #[command(disable_help_flag = true)]
     Faults {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

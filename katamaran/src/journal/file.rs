@@ -19,7 +19,7 @@ use crate::wall_clock::now_us;
 const SUFFIX: &str = ".journal";
 /// What is under way to becoming a journal.
 const DRAFT: &str = ".draft";
-const SETTLED: &str = "settled";
+pub(super) const SETTLED: &str = "settled";
 
 /// The journal of a migration that this process runs, or has taken over. Clones are the same one; it is locked until the
 /// last of them is gone.

@@ -15,12 +15,13 @@
 //! journal does not outlive the node, and neither do its VMs; so nothing is synced.
 //!
 //! **Settled.** A destination that was left without knowing what the source knows keeps its journal under
-//! `/run/katamaran/settled/`: in it is the receipt that the source may still be asked for (see [`Receipts`]).
+//! `/run/katamaran/settled/`: in it is the receipt that the source may still be asked for (see [`Receipts`]). It is kept for a week.
 
 mod error;
 mod file;
 mod lock;
 mod process;
+mod prune;
 mod record;
 mod story;
 
@@ -30,6 +31,7 @@ mod tests;
 pub use error::JournalError;
 pub use file::{Found, Journal, adopt, list, settled};
 pub use process::ProcessId;
+pub use prune::prune;
 pub use record::{Header, Receipts, Record, Role, SCHEMA, Tap};
 pub use story::{Standing, Story};
 

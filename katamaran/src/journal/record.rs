@@ -78,7 +78,8 @@ pub struct Tap {
 /// write them down; so whoever has one has been at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipts {
-    /// The copy on the destination does not exist any more, and never ran.
+    /// The copy on the destination does not exist any more, and never ran; or nobody could tell, and an operator
+    /// has given it up.
     pub discarded: String,
     /// The VM runs on the destination.
     pub runs: String,

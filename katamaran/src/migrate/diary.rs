@@ -9,7 +9,7 @@ use super::node::Node;
 use super::rollback::Undone;
 use crate::config::CommonConfig;
 use crate::journal::{
-    DIRECTORY, Header, Journal, JournalError, ProcessId, Receipts, Record, Role, SCHEMA, Tap,
+    self, DIRECTORY, Header, Journal, JournalError, ProcessId, Receipts, Record, Role, SCHEMA, Tap,
 };
 use crate::session_id::SessionId;
 
@@ -54,6 +54,7 @@ impl Diary {
             ends_qemu: beginning.ends_qemu,
             receipts: beginning.receipts,
         };
+        journal::prune(Path::new(DIRECTORY));
         Ok(Self(Some(Journal::create(Path::new(DIRECTORY), header)?)))
     }
 

@@ -25,6 +25,7 @@ pub mod storage;
 pub mod summary;
 pub mod tap_account;
 mod tap_watch;
+mod terminal;
 
 pub use error::{MigrateError, chain};
 pub use measured::measured;

@@ -10,6 +10,7 @@ use super::diary::Diary;
 use super::report::PhaseTime;
 use super::storage::DriveProgress;
 use super::storage::job::Standing;
+use super::terminal::Terminal;
 use crate::journal::Record;
 use crate::metrics::{self, Metrics};
 use crate::session_id::SessionId;
@@ -19,7 +20,7 @@ use crate::wall_clock::now_us;
 #[must_use]
 pub fn bars() -> MultiProgress {
     let target = if std::io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
+        ProgressDrawTarget::term_like(Box::new(Terminal::stderr()))
     } else {
         ProgressDrawTarget::hidden()
     };

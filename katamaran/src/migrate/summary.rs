@@ -18,10 +18,10 @@ pub fn render(report: &Report) -> String {
 fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
     let outcome = match r.outcome {
         Outcome::Migrated => "migrated: the VM runs on the destination",
-        Outcome::Failed => "failed: the VM runs on the source",
-        Outcome::TimedOut => "timed out: the VM runs on the source",
+        Outcome::Failed => "failed: the VM is the source's",
+        Outcome::TimedOut => "timed out: the VM is the source's",
         Outcome::Refused => "refused: nothing was touched",
-        Outcome::Interrupted => "interrupted: the VM runs on the source",
+        Outcome::Interrupted => "interrupted: the VM is the source's",
         Outcome::Undecided => "UNDECIDED: see below before anything is started",
     };
     let role = match r.role {

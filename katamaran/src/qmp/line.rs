@@ -7,8 +7,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::error::CloseReason;
 
-/// The longest line taken from QEMU. `query-qmp-schema` is about 200 KiB.
-pub(super) const LINE_LIMIT: usize = 16 << 20;
+/// The longest line taken from QEMU. `query-qmp-schema` is about 200 KiB, a VM with a hundred drives less.
+pub(super) const LINE_LIMIT: usize = 4 << 20;
 
 /// Bytes of a bad line that an error shows.
 const SHOWN: usize = 64;

@@ -13,9 +13,9 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    CancelOptions, ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions, OtherKernel,
-    Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak, connections_bench, demo,
-    fault_matrix, mirror_bench, soak,
+    CancelOptions, ConnectionsBenchOptions, FaultOptions, MatrixArguments, MirrorBenchOptions,
+    OtherKernel, Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak,
+    connections_bench, demo, fault_matrix, mirror_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -102,18 +102,8 @@ enum Command {
         #[command(flatten)]
         load: Load,
     },
-    /// Break something at every moment of a migration of disks, and see that V goes on
-    Faults {
-        /// QEMU version: 7.2, 10.0 or both
-        #[arg(long, default_value = "both", value_parser = parse_qemus)]
-        qemu: Qemus,
-        /// Only cases whose name contains this, such as LinkCut or "10.0 LinkCut Ready"
-        #[arg(long, default_value = "")]
-        only: String,
-        /// Also print what both sides logged in a bad case
-        #[arg(long)]
-        logs: bool,
-    },
+    /// Break something at every moment of a migration, and see where V is then, and what is lost and left
+    Faults(FaultOptions),
     /// Cancel one VM's migration at random moments, under load, and see that neither VM nor traffic notices
     Cancel(CancelOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
@@ -328,9 +318,7 @@ fn main() -> Result<()> {
             };
             finish(soak(&Screen::default(), &options)?)
         }
-        Command::Faults { qemu, only, logs } => {
-            finish(fault_matrix(&Screen::default(), &qemu.0, &only, logs)?)
-        }
+        Command::Faults(options) => finish(fault_matrix(&Screen::default(), &options)?),
         Command::Bench(Bench::Mirror { qemu, mib, rounds }) => {
             let options = MirrorBenchOptions {
                 qemu,

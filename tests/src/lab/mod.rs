@@ -20,6 +20,7 @@ mod wiring;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -98,6 +99,8 @@ pub struct Lab {
     config: LabConfig,
     network: Network,
     belongings: Arc<cleanup::Belongings>,
+    /// A cable is pulled.
+    cut: AtomicBool,
 }
 
 impl Lab {
@@ -116,6 +119,7 @@ impl Lab {
                 config,
                 network,
                 belongings,
+                cut: AtomicBool::new(false),
             }),
             Err(err) => {
                 belongings.remove();
@@ -247,7 +251,25 @@ impl Lab {
     /// When `ip` fails.
     pub fn cut_link(&self, node: Node) -> Result<()> {
         let port = node.fabric_port();
+        self.cut.store(true, Ordering::Relaxed);
         self.network.fabric.ip(&format!("link set {port} down"))
+    }
+
+    /// Whether a cable is pulled.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Puts the cable back in. The routes through it are gone; [`Lab::converge`] makes those to V again.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn mend_link(&self, node: Node) -> Result<()> {
+        self.network.mend(node)?;
+        self.cut.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Lets only so many bytes per second of what goes to a TCP port of node B through, and all else as

@@ -117,12 +117,15 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// When the connection fails.
+    /// When the connection has failed, and there is no event left from before.
     pub fn events_until(&mut self, deadline: Instant) -> Result<Vec<Event>> {
-        while let Some(message) = self.message(deadline)? {
-            self.events.extend(as_event(&message));
+        loop {
+            match self.message(deadline) {
+                Ok(Some(message)) => self.events.extend(as_event(&message)),
+                Err(error) if self.events.is_empty() => return Err(error),
+                Ok(None) | Err(_) => return Ok(self.events.drain(..).collect()),
+            }
         }
-        Ok(self.events.drain(..).collect())
     }
 
     /// The next line, or `None` at the deadline.

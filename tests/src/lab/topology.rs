@@ -247,6 +247,15 @@ impl Network {
         netns.sysctl(&[("netfilter/nf_conntrack_tcp_loose", "0")])
     }
 
+    /// Brings the fabric's end of a node's cable up again: the kernel has forgotten its IPv6 address.
+    pub(super) fn mend(&self, node: Node) -> Result<()> {
+        let (port, subnet) = (node.fabric_port(), node.subnet());
+        self.fabric.ip(&format!(
+            "link set {port} up
+             -6 addr add fd00:10:0:{subnet:x}::1/64 dev {port} nodad"
+        ))
+    }
+
     /// A veth between `netns` (eth0, host 2) and the fabric (`port`, host 1).
     fn cable(&self, netns: &Netns, port: &str, subnet: u8) -> Result<()> {
         let fabric = self.fabric.name();

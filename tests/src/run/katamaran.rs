@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::result::SideResult;
 use super::stage::{Stage, Storage};
+use super::terminal::Terminal;
 use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, program_beside};
 
 /// How long the destination may take until it listens.
@@ -51,6 +52,10 @@ pub enum Stderr {
     Kept,
     /// Where our own goes: on a terminal, katamaran shows its progress there.
     Ours,
+    /// To a pipe that nobody reads any more, and standard output as well.
+    Closed,
+    /// To a terminal, until [`KatamaranProcess::hang_up`].
+    Terminal,
 }
 
 /// A katamaran at work on one node. Told to end (SIGTERM) on drop, and killed if it does not.
@@ -60,6 +65,7 @@ pub struct KatamaranProcess {
     stdout: PathBuf,
     stderr: PathBuf,
     report: PathBuf,
+    terminal: Option<Terminal>,
 }
 
 impl KatamaranProcess {
@@ -116,13 +122,22 @@ impl KatamaranProcess {
         command.args(args);
         let create =
             |path: &Path| File::create(path).with_context(|| format!("create {}", path.display()));
-        command
-            .stdin(Stdio::null())
-            .stdout(create(&stdout)?)
-            .stderr(match stderr_to {
-                Stderr::Kept => create(&stderr)?.into(),
-                Stderr::Ours => Stdio::inherit(),
-            });
+        command.stdin(Stdio::null()).stdout(create(&stdout)?);
+        let mut terminal = None;
+        match stderr_to {
+            Stderr::Kept => drop(command.stderr(create(&stderr)?)),
+            Stderr::Ours => drop(command.stderr(Stdio::inherit())),
+            Stderr::Closed => {
+                let (_, into) = std::io::pipe().context("make a pipe")?;
+                command.stdout(into.try_clone().context("clone a pipe")?);
+                command.stderr(into);
+            }
+            Stderr::Terminal => {
+                let (ours, theirs) = Terminal::open(&stderr)?;
+                command.stderr(theirs);
+                terminal = Some(ours);
+            }
+        }
         let name = format!("katamaran {}", role.name());
         let process = Process::spawn(&name, command, Some(netns))?;
         process.end_politely();
@@ -131,7 +146,29 @@ impl KatamaranProcess {
             stdout,
             stderr,
             report,
+            terminal,
         })
+    }
+
+    /// Closes the terminal that it writes to, as when somebody's window goes, and tells it so.
+    ///
+    /// # Errors
+    ///
+    /// When it has none, or has ended.
+    pub fn hang_up(&mut self) -> Result<()> {
+        let terminal = self.terminal.take().context("it has a terminal")?;
+        terminal.close();
+        self.process.signal(Signal::SIGHUP)
+    }
+
+    /// Stops the terminal that it writes to, as Ctrl-S does.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn stop_terminal(&mut self) -> Result<()> {
+        let terminal = self.terminal.as_mut();
+        terminal.context("it has a terminal")?.stop()
     }
 
     /// The process itself.
@@ -152,6 +189,12 @@ impl KatamaranProcess {
     #[must_use]
     pub fn stderr(&self) -> String {
         read(&self.stderr)
+    }
+
+    /// Where that is, for who reads it all the time.
+    #[must_use]
+    pub fn stderr_path(&self) -> &Path {
+        &self.stderr
     }
 
     /// Waits until it listens on `port`, or has ended.

@@ -12,7 +12,7 @@ use super::timeline::Timeline;
 use crate::lab::Node;
 use crate::leak::{Scope, Snapshot, session_files};
 
-/// How long one side may go on alone before it is told to end.
+/// [`MigrationOptions::patience`], unless there is a reason.
 const ABANDONED_AFTER: Duration = Duration::from_secs(20);
 /// How long the kernel may take to free what katamaran had.
 const LEAK_DEADLINE: Duration = Duration::from_secs(5);
@@ -28,6 +28,8 @@ pub struct MigrationOptions {
     pub converge_after: Duration,
     /// The whole migration, linger included.
     pub deadline: Duration,
+    /// How long one side may go on alone before it is told to end.
+    pub patience: Duration,
     /// What is looked at for leaks, if anything.
     pub leaks: Option<Scope>,
     /// More flags for the source.
@@ -44,6 +46,7 @@ impl Default for MigrationOptions {
             stage: StageOptions::default(),
             converge_after: Duration::from_millis(500),
             deadline: Duration::from_secs(120),
+            patience: ABANDONED_AFTER,
             leaks: Some(Scope::NamespacesOnly),
             source_args: Vec::new(),
             dest_args: Vec::new(),
@@ -65,6 +68,7 @@ pub struct Migration<'a> {
     pub timeline: Timeline,
     converge_after: Duration,
     deadline: Duration,
+    patience: Duration,
     before: Option<(Scope, Snapshot)>,
     started: Instant,
     alone_since: Option<Instant>,
@@ -124,6 +128,7 @@ impl<'a> Migration<'a> {
             timeline: Timeline::default(),
             converge_after: options.converge_after,
             deadline: options.deadline,
+            patience: options.patience,
             before,
             started,
             alone_since: None,
@@ -148,7 +153,7 @@ impl<'a> Migration<'a> {
         let (source_runs, dest_runs) = (self.source.runs()?, self.dest.runs()?);
         if source_runs != dest_runs {
             let since = *self.alone_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > ABANDONED_AFTER {
+            if since.elapsed() > self.patience {
                 let role = if source_runs {
                     Role::Source
                 } else {
@@ -237,12 +242,9 @@ impl<'a> Migration<'a> {
         let session = session
             .filter_map(|report| report["session"].as_str())
             .next();
-        let b = self.stage.lab.network().guest_netns(Node::B).name();
-        let tap = self.stage.lab.config().wiring.tap();
         let runs_on_b = self.timeline.resume_ns.is_some();
-        let is_leak = |line: &str| !(runs_on_b && is_kept(line, b, tap));
         let leaks = match &self.before {
-            Some((scope, before)) => leaks(self.stage, before, *scope, session, is_leak)?,
+            Some((scope, before)) => leaks(self.stage, before, *scope, session, runs_on_b)?,
             None => Vec::new(),
         };
         let ended = Ended {
@@ -305,14 +307,17 @@ pub fn settle(stage: &mut Stage, ended: Ended, timeline: &Timeline) -> Result<Mi
     })
 }
 
-/// What is there now on the nodes that was not there before, or the other way round.
-fn leaks(
+/// What is there now on the nodes that was not there before, or the other way round; but for what stays where V runs.
+pub(super) fn leaks(
     stage: &Stage,
     before: &Snapshot,
     scope: Scope,
     session: Option<&str>,
-    is_leak: impl Fn(&str) -> bool,
+    runs_on_b: bool,
 ) -> Result<Vec<String>> {
+    let b = stage.lab.network().guest_netns(Node::B).name();
+    let tap = stage.lab.config().wiring.tap();
+    let is_leak = |line: &str| !(runs_on_b && is_kept(line, b, tap));
     let deadline = Instant::now() + LEAK_DEADLINE;
     loop {
         let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);

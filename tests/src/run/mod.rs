@@ -6,7 +6,6 @@ mod baseline;
 mod disk;
 mod drives;
 mod fault;
-mod fault_run;
 mod go_order;
 mod katamaran;
 mod migration;
@@ -15,13 +14,13 @@ mod record;
 mod records;
 mod result;
 mod stage;
+mod terminal;
 mod timeline;
 
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::disk::{DiskLoad, DiskResult};
 pub use self::drives::{Destination, DriveOptions};
-pub use self::fault::{Fault, Moment};
-pub use self::fault_run::{FaultCase, FaultRun, run_with_fault};
+pub use self::fault::{Fault, FaultCase, FaultRun, Moment, run_with_fault};
 pub use self::go_order::{GoOrderOptions, GoOrderRun, Mishap, mirror_directly, run_go_order};
 pub use self::katamaran::{KatamaranProcess, Role, Stderr, katamaran_binary, katamaran_command};
 pub use self::migration::{

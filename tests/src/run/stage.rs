@@ -402,7 +402,9 @@ impl Stage {
             timeline.note(Node::B, event);
         }
         let due = timeline.resume_ns.map(|at| at + ns(converge_after));
-        if timeline.converged_ns.is_none() && due.is_some_and(|due| now_ns() >= due) {
+        // A router that has lost a node sends nothing there.
+        let cut = self.lab.is_cut();
+        if timeline.converged_ns.is_none() && !cut && due.is_some_and(|due| now_ns() >= due) {
             self.lab.converge()?;
             timeline.converged_ns = Some(now_ns());
         }

@@ -34,7 +34,7 @@ mod table;
 pub use self::cancel::{CancelOptions, cancel_soak};
 pub use self::connections_bench::{ConnectionsBenchOptions, connections_bench};
 pub use self::demo::demo;
-pub use self::faults::fault_matrix;
+pub use self::faults::{FaultOptions, fault_matrix};
 pub use self::matrix::MatrixArguments;
 pub use self::mirror_bench::{MirrorBenchOptions, mirror_bench};
 pub use self::other_kernel::OtherKernel;

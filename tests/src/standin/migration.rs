@@ -5,6 +5,7 @@
 //! | page of zeros | 0, number (4) |
 //! | page | 1, number (4), content (4096) |
 //! | end | 2, length (4), JSON |
+//! | end of a pass | 3 |
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
@@ -25,6 +26,8 @@ use super::socket::Listener;
 const ZEROS: u8 = 0;
 const CONTENT: u8 = 1;
 const END: u8 = 2;
+/// Also of an empty one: a stream that is broken is noticed.
+const PASSED: u8 = 3;
 /// QEMU's own (`IO_BUF_SIZE`, migration/qemu-file.c).
 const BUFFER: usize = 32 << 10;
 
@@ -105,7 +108,9 @@ fn send_pass(machine: &Machine, out: &mut impl Write) -> Result<()> {
         };
         out.write_all(&record).context("send a page")?;
     }
-    out.flush().context("send pages")
+    out.write_all(&[PASSED])
+        .and_then(|()| out.flush())
+        .context("send pages")
 }
 
 fn record(page: usize, content: Option<&[u8]>) -> Result<Vec<u8>> {
@@ -216,6 +221,7 @@ fn receive_all(machine: &Machine, stream: UnixStream) -> Result<()> {
     let mut page = vec![0; PAGE];
     let device = loop {
         match byte(&mut input)? {
+            PASSED => {}
             ZEROS => drop(number(&mut input)?),
             CONTENT => {
                 let at = number(&mut input)?;

@@ -161,6 +161,9 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
             "COMMIT came, and the VM does not run: `katamaran resolve {session} --run` runs it here, \
              `katamaran resolve {session} --discard` gives it up in favour of the source"
         )),
+        (Standing::CommitReceived, None) if story.source_may_ask() => Err(format!(
+            "COMMIT came, and QEMU is gone: `katamaran resolve {session} --discard` gives the VM back to the source"
+        )),
         (Standing::Running | Standing::CommitReceived | Standing::CommitSent, _) => {
             let open = facts.plug.then_some(Deed::OpenPlug);
             Ok(open.into_iter().chain(programs).collect())

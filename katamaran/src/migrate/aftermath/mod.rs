@@ -17,6 +17,7 @@ mod found;
 mod look;
 #[cfg(test)]
 mod model;
+mod quitting;
 mod resolve;
 mod settle;
 mod status;
@@ -26,6 +27,7 @@ mod testing;
 use std::path::Path;
 
 pub use found::{Cleaned, Cleanup, Told};
+pub use quitting::last_words;
 pub use resolve::{Resolved, resolve};
 pub use settle::Answer;
 pub use status::{Status, status};

@@ -17,7 +17,7 @@ use super::clean_dead;
 use super::found::Cleaned;
 use super::look::look;
 use super::settle::{self, Answer, DestinationStep, SourceStep};
-use crate::journal::{self, DIRECTORY, Found, Journal, Role, Standing, Story, adopt};
+use crate::journal::{self, DIRECTORY, Found, Journal, Record, Role, Standing, Story, adopt};
 use crate::migrate::error::MigrateError;
 use crate::migrate::node::refused;
 use crate::net::NetNs;
@@ -209,15 +209,48 @@ fn receipt(story: &Story, cleaned: Option<Cleaned>) -> Result<Resolved, MigrateE
         ),
         Standing::BeforeCommit | Standing::CommitSent | Standing::CommitReceived => {
             return Err(refused(
-                "COMMIT came, and QEMU went before it could be seen whether the VM ran here: if you know that it did not, resume it \
-                 on the source by hand (`cont` on its QMP socket)",
+                "this node has not decided where the VM is (see `katamaran status`)",
             ));
         }
     };
     Ok(Resolved::settled(
         format!(
-            "{fact}. If the source says undecided, run there:\n  katamaran resolve {session} {flag} {code}"
+            "{fact}.{} If the source says undecided, run there:\n  katamaran resolve {session} {flag} {code}",
+            lost_rights(story)
         ),
         cleaned,
     ))
+}
+
+/// What COMMIT may have taken from the source before the VM was given back to it.
+fn lost_rights(story: &Story) -> &'static str {
+    let taken = story.has(&Record::Attached) && story.has(&Record::CommitReceived);
+    match taken && story.standing() == Standing::Discarded {
+        true => {
+            "\nCOMMIT came here, and may have taken the source's right to write to shared devices that have reservations: its VM's writes \
+             would fail. Look before it goes on there (`sg_persist --in --read-keys DEVICE`), and register that node again where its \
+             key is gone.\n"
+        }
+        false => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::aftermath::testing::story;
+
+    #[test]
+    fn a_discarded_copy_that_had_shared_volumes_at_commit_may_have_cost_the_source_its_rights() {
+        let told = |records: &[Record]| {
+            let story = story(Role::Destination, records);
+            receipt(&story, None).unwrap().text
+        };
+        let all = [Record::Attached, Record::CommitReceived, Record::Discarded];
+        assert!(told(&all).contains("sg_persist"), "{}", told(&all));
+        assert!(told(&all).ends_with("--destination-discarded d"));
+        for fewer in [&all[1..], &[Record::Attached, Record::Discarded]] {
+            assert!(!told(fewer).contains("sg_persist"));
+        }
+    }
 }

@@ -122,11 +122,15 @@ fn stopped(
         if !committed {
             return Ok(DestinationStep::Note(Record::Discarded));
         }
-        return Err(
-            "COMMIT came, and QEMU is gone: it can't be told whether the VM ran here first. If you know that it did not, resume it on \
-             the source by hand (`cont` on its QMP socket)"
-                .to_owned(),
-        );
+        // Whatever it did here, it does no more.
+        if *answer == Answer::Discard {
+            return Ok(DestinationStep::Note(Record::Discarded));
+        }
+        let session = story.header.session;
+        return Err(format!(
+            "COMMIT came, and QEMU is gone: it can't be told whether the VM ran here first. `katamaran resolve {session} --discard` gives \
+             it back to the source, where it goes on as it was when it was stopped: what it did here since, if anything, is lost"
+        ));
     };
     let untouched = matches!(
         qemu.status,

@@ -11,7 +11,7 @@ use crate::net::packet::is_bait;
 use crate::net::tapfd::TapQueues;
 
 use super::guest;
-use super::session::{End, Session};
+use super::session::Session;
 use super::stage::Stage;
 
 /// Packets given back in one reply.
@@ -19,6 +19,18 @@ const RETURN_BATCH: usize = 256;
 /// Without a source to tell us, packets through the tunnel count as over after this long.
 const ORPHAN_QUIET: Duration = Duration::from_secs(5);
 const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
+
+/// How a session ended.
+pub(crate) enum End {
+    /// The VM runs here.
+    Migrated,
+    /// COMMIT came, and the VM could not be run.
+    Undecided { reason: String },
+    /// It can't run here; nothing was changed.
+    Refused { reason: String },
+    /// It does not run here, and never did.
+    GivenUp { reason: String },
+}
 
 impl Session<'_> {
     /// Held packets, oldest first. The incoming QEMU is ended before the first batch; the tap's ring lives

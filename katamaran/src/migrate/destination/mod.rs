@@ -28,7 +28,7 @@ use crate::deadline;
 use crate::ebpf;
 use crate::session_id::SessionId;
 
-pub(crate) use session::End;
+pub(crate) use ending::End;
 
 /// Takes one VM in. Never fails: how it ended is in the report.
 pub async fn run(config: DestinationConfig, outlets: Outlets, stop: CancellationToken) -> Report {

@@ -34,6 +34,7 @@ use crate::session_id::SessionId;
 
 use super::conntrack::Carried;
 use super::delivery::Delivery;
+use super::ending::End;
 use super::guest;
 use super::look;
 use super::neighbours;
@@ -47,18 +48,6 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
 /// Between two readings of the tap while the VM runs here: what the account of it learns from an empty ring.
 const TAP_LOOK: Duration = Duration::from_millis(20);
-
-/// How a session ended.
-pub(crate) enum End {
-    /// The VM runs here.
-    Migrated,
-    /// COMMIT came, and the VM could not be run.
-    Undecided { reason: String },
-    /// It can't run here; nothing was changed.
-    Refused { reason: String },
-    /// It does not run here, and never did.
-    GivenUp { reason: String },
-}
 
 pub(super) struct Session<'a> {
     pub(super) id: SessionId,
@@ -199,6 +188,7 @@ impl Session<'_> {
             loaded: self.loaded,
             mirrored: !self.drives.is_empty(),
             exported: self.exported.is_some(),
+            gone: self.node.qmp.is_closed(),
         };
         let next = match stage::next(self.stage, &request, facts) {
             Ok(next) => next,
@@ -435,6 +425,7 @@ impl Session<'_> {
         match event {
             Ok(event) => match event.migration_status() {
                 Some(MigrationStatus::Completed) => {
+                    tracing::debug!("loaded");
                     self.loaded = true;
                     self.notify(&Notice::Loaded);
                 }

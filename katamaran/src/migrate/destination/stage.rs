@@ -48,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) mirrored: bool,
     /// The drives are exported: somebody may write to them.
     pub(crate) exported: bool,
+    /// The QEMU that had it is gone.
+    pub(crate) gone: bool,
 }
 
 /// The stage that `request` leads to from `stage`.
@@ -79,6 +81,9 @@ pub(crate) fn next(stage: Stage, request: &Request, facts: Facts) -> Result<Stag
         (Request::CloseExport, Stage::Blocked) if facts.exported => Ok(Stage::Blocked),
         (Request::Commit, Stage::Blocked) if facts.exported => {
             refused("COMMIT while the drives are exported: refused")
+        }
+        (Request::Commit, Stage::Blocked) if facts.gone => {
+            refused("COMMIT for a VM whose QEMU is gone here: refused")
         }
         (Request::Commit, Stage::Blocked) if facts.loaded => Ok(Stage::Committed),
         (Request::Commit, Stage::Blocked) => refused("COMMIT before the VM has arrived: refused"),
@@ -127,6 +132,7 @@ mod tests {
         loaded: false,
         mirrored: false,
         exported: false,
+        gone: false,
     };
     const LOADED: Facts = Facts {
         loaded: true,
@@ -203,6 +209,11 @@ mod tests {
         assert!(next(Stage::Listening, &Request::Commit, LOADED).is_err());
         assert!(next(Stage::Committed, &Request::Commit, LOADED).is_err());
         assert!(next(Stage::Aborted, &Request::Commit, LOADED).is_err());
+        let gone = Facts {
+            gone: true,
+            ..LOADED
+        };
+        assert!(next(Stage::Blocked, &Request::Commit, gone).is_err());
     }
 
     #[test]
@@ -211,6 +222,7 @@ mod tests {
             loaded: true,
             mirrored: true,
             exported,
+            gone: false,
         };
         let (closed, open) = (facts(false), facts(true));
         let incoming = Request::Incoming {

@@ -126,6 +126,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     if let Err(error) = wait_until_loaded(&mut ready.armed, run, &ready.relay).await {
         return Err(cause_of(&mut ready.armed.prepared.notices, error).await);
     }
+    tracing::debug!("loaded");
     run.report.cutover.loaded_ms = Some(ms_since(moments.flip));
     run.connections.settled().await;
     must_have_let_go(&run.shared).await?;
@@ -166,13 +167,16 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
         Some(hooks) => Some(hooks.flip().doing("flip to REDIRECT")?),
         None => None,
     };
+    tracing::debug!("flipped");
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
     let drained = drain(armed).await;
+    tracing::debug!("drained");
     run.diary.note(&Record::Stopping)?;
     armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
     stop(armed).await?;
+    tracing::debug!("stopped");
     run.report.cutover.stopped_ms = Some(ms_since(flip));
     let event = armed
         .prepared

@@ -8,6 +8,7 @@
 //! Each state is a type; each step consumes one and returns the next. `Committed` has no way back:
 //! it can only finish.
 
+mod aborted;
 mod arm;
 pub(super) mod commit;
 mod conntrack;
@@ -29,6 +30,7 @@ pub(crate) use recover::inject;
 
 use tokio_util::sync::CancellationToken;
 
+use self::aborted::Left;
 use self::conntrack::Connections;
 use super::diary::Diary;
 use super::error::{CopyRates, MigrateError, chain};
@@ -39,11 +41,14 @@ use super::rollback::UndoStack;
 use super::shared::Held;
 use crate::config::SourceConfig;
 use crate::deadline;
+use crate::qmp::Qmp;
 use crate::session_id::SessionId;
 
 /// What every state carries along.
 pub(crate) struct Run {
     pub(crate) config: SourceConfig,
+    /// The VM's QEMU, once it was reached.
+    pub(crate) vm: Option<Qmp>,
     pub(crate) session: SessionId,
     /// Set by the first signal.
     pub(crate) stop: CancellationToken,
@@ -109,6 +114,7 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
     let session = SessionId::random();
     let mut run = Run {
         config,
+        vm: None,
         session,
         stop,
         progress: Progress::new(outlets),
@@ -162,6 +168,10 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     run.shared.stand_down().await;
     let cleanup = std::mem::take(&mut run.undo).unwind(deadline::UNDO).await;
     run.diary.close(&cleanup);
+    let left = match &run.vm {
+        Some(vm) => Left::of(vm).await,
+        None => Left::Running,
+    };
     run.progress.end();
     let mut report = run.report;
     report.outcome = match (interrupted, touched) {
@@ -171,12 +181,12 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
         (false, false) => Outcome::Refused,
     };
     report.error = Some(if interrupted {
-        format!("interrupted during {phase}; the VM goes on here")
+        match left {
+            Left::Running => format!("interrupted during {phase}; the VM goes on here"),
+            other => format!("interrupted during {phase}. {other}"),
+        }
     } else if touched {
-        format!(
-            "{phase}: {}. The VM runs on the source; it is safe to retry",
-            chain(error)
-        )
+        format!("{phase}: {}. {left}", chain(error))
     } else {
         chain(error)
     });

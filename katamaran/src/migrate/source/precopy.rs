@@ -241,7 +241,14 @@ async fn converge(
             .await
             .doing("ask how far the RAM copy is")?;
         observe_tap(&armed);
-        if let Err(error) = check_status(&info) {
+        if let Err(mut error) = check_status(&info) {
+            // A stream that was not carried on ends QEMU's migration: that is the reason.
+            if let Some(failure) = relay.failure() {
+                error = Err::<(), _>(failure)
+                    .doing("carry the RAM stream")
+                    .err()
+                    .unwrap_or(error);
+            }
             return Err(cause_of(&mut armed.prepared.notices, error).await);
         }
         let now = reading(&info, began);

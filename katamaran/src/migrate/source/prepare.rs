@@ -75,6 +75,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let config = &run.config;
     clear_the_way(&config.common.qmp).await?;
     let node = Node::open(&config.common).await?;
+    run.vm = Some(node.qmp.clone());
     clear_the_tap(&node).await?;
     check_vm_is_free(&node.qmp).await?;
     let mac = node.vm_mac().await?;

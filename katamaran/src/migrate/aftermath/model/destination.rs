@@ -36,6 +36,7 @@ pub(super) fn receive(world: &mut World) -> bool {
     let ask = world.to_dest.remove(0);
     let facts = Facts {
         loaded: serving.loaded,
+        gone: world.dest.vm == Vm::Gone,
         ..Facts::default()
     };
     let Ok(stage) = next(serving.stage, &request(ask), facts) else {

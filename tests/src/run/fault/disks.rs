@@ -1,124 +1,56 @@
-//! What can go wrong with the disks of a migration, and when.
+//! What can go wrong with V's disks, and what their mirrors tell.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::katamaran::Role;
-use super::migration::Migration;
-use super::stage::Stage;
-use crate::lab::{Lab, Node, Qmp};
+use super::{Fault, Moment};
+use crate::lab::{Lab, Qmp};
+use crate::run::migration::Migration;
+use crate::run::stage::Stage;
 
-/// What happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// katamaran on B is killed.
-    DestinationKilled,
-    /// The QEMU on B is killed.
-    DestinationQemuKilled,
-    /// B's cable is pulled.
-    LinkCut,
-    /// The file system of B's images is full from now on.
-    DestinationFull,
-    /// Every write to B's images fails.
-    WritesFailOnB,
-    /// Every read from A's images fails.
-    ReadsFailOnA,
-    /// B's QEMU stops to serve its disks.
-    ExportStopped,
-    /// What carries the mirrors goes silent, and the session between the nodes does not.
-    PathSilent,
-}
-
-/// When it happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// The first mirror has been started.
-    MirrorStart,
-    /// A good part of a disk has been copied.
-    MidMirror,
-    /// Every mirror is ready.
-    Ready,
-    /// RAM is being copied.
-    RamCopy,
-    /// V has just been stopped.
-    Stopped,
-}
-
-impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::DestinationKilled,
-        Self::DestinationQemuKilled,
-        Self::LinkCut,
-        Self::DestinationFull,
-        Self::WritesFailOnB,
-        Self::ReadsFailOnA,
-        Self::ExportStopped,
-        Self::PathSilent,
-    ];
-
-    /// Makes it happen.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be done, for one because it has been done before.
-    pub fn strike(self, migration: &mut Migration<'_>) -> Result<()> {
-        match self {
-            Self::DestinationKilled => migration.side(Role::Dest).process().kill(),
-            Self::DestinationQemuKilled => migration.stage.guest_b.process().kill(),
-            Self::LinkCut => migration.stage.lab.cut_link(Node::B)?,
-            Self::DestinationFull => migration.stage.fill_destination()?,
-            Self::WritesFailOnB => {
-                let drives = migration.stage.drives.len();
-                inject_errors(&mut migration.stage.qmp_b, drives, "write")?;
-            }
-            Self::ReadsFailOnA => {
-                let drives = migration.stage.drives.len();
-                inject_errors(&mut migration.stage.qmp_a, drives, "read")?;
-            }
-            Self::ExportStopped => {
-                let qmp = &mut migration.stage.qmp_b;
-                qmp.command("nbd-server-stop", Value::Null)?;
-            }
-            Self::PathSilent => silence_data(&migration.stage.lab)?,
+/// Has it happen, if it is about disks.
+pub(super) fn strike(fault: Fault, migration: &mut Migration<'_>) -> Result<()> {
+    let drives = migration.stage.drives.len();
+    match fault {
+        Fault::DestinationFull => migration.stage.fill_destination(),
+        Fault::WritesFailOnB => inject_errors(&mut migration.stage.qmp_b, drives, "write"),
+        Fault::ReadsFailOnA => inject_errors(&mut migration.stage.qmp_a, drives, "read"),
+        Fault::ExportStopped => {
+            let qmp = &mut migration.stage.qmp_b;
+            qmp.command("nbd-server-stop", Value::Null).map(drop)
         }
-        Ok(())
+        Fault::PathSilent => silence_data(&migration.stage.lab),
+        _ => Ok(()),
     }
 }
 
-impl Moment {
-    /// All of them, in the order in which they come.
-    pub const ALL: [Self; 5] = [
-        Self::MirrorStart,
-        Self::MidMirror,
-        Self::Ready,
-        Self::RamCopy,
-        Self::Stopped,
-    ];
+/// Whether the mirrors are there.
+pub(super) fn has_come(moment: Moment, migration: &mut Migration<'_>) -> Result<bool> {
+    let drives = migration.stage.drives.len();
+    let qmp = &mut migration.stage.qmp_a;
+    Ok(match moment {
+        Moment::MirrorStart => !mirrors(qmp)?.is_empty(),
+        Moment::MidMirror => mirrors(qmp)?
+            .iter()
+            .any(|mirror| mirror.offset > mirror.length / 4),
+        Moment::Ready => all_ready(qmp, drives)?,
+        _ => false,
+    })
+}
 
-    /// Looks until it has come.
-    ///
-    /// # Errors
-    ///
-    /// When the migration ends before.
-    pub fn wait(self, migration: &mut Migration<'_>) -> Result<()> {
-        migration.look_until(&format!("{self:?}"), |migration| {
-            let drives = migration.stage.drives.len();
-            let qmp = &mut migration.stage.qmp_a;
-            Ok(match self {
-                Self::MirrorStart => !mirrors(qmp)?.is_empty(),
-                Self::MidMirror => mirrors(qmp)?
-                    .iter()
-                    .any(|mirror| mirror.offset > mirror.length / 4),
-                Self::Ready => all_ready(qmp, drives)?,
-                Self::RamCopy => qmp.command("query-migrate", Value::Null)?["status"] == "active",
-                Self::Stopped => migration.timeline.stop_ns.is_some(),
-            })
-        })
-    }
+/// The names and drivers of all block nodes that QEMU has, but for those that a fault puts in.
+pub(super) fn block_nodes(qmp: &mut Qmp) -> Result<BTreeSet<String>> {
+    let nodes = qmp.command("query-named-block-nodes", Value::Null)?;
+    let names = nodes.as_array().into_iter().flatten();
+    Ok(names
+        .filter_map(|node| Some((node["node-name"].as_str()?, node["drv"].as_str()?)))
+        .filter(|(name, _)| !name.starts_with("broken"))
+        .map(|(name, driver)| format!("{name} ({driver})"))
+        .collect())
 }
 
 impl Stage {
@@ -184,21 +116,21 @@ fn busy_ports(sockets: &str) -> Vec<u16> {
 
 /// A mirror job, as QEMU shows it.
 #[derive(Debug, Clone)]
-pub(super) struct Mirror {
-    pub(super) offset: u64,
-    pub(super) length: u64,
-    pub(super) ready: bool,
+pub(in crate::run) struct Mirror {
+    pub(in crate::run) offset: u64,
+    pub(in crate::run) length: u64,
+    pub(in crate::run) ready: bool,
 }
 
 impl Mirror {
     /// Bytes that the destination does not have yet.
-    pub(super) fn pending(&self) -> u64 {
+    pub(in crate::run) fn pending(&self) -> u64 {
         self.length.saturating_sub(self.offset)
     }
 }
 
 /// All mirror jobs of a QEMU.
-pub(super) fn mirrors(qmp: &mut Qmp) -> Result<Vec<Mirror>> {
+pub(in crate::run) fn mirrors(qmp: &mut Qmp) -> Result<Vec<Mirror>> {
     let jobs = qmp.command("query-block-jobs", Value::Null)?;
     let jobs = jobs.as_array().context("jobs come as a list")?;
     Ok(jobs
@@ -213,7 +145,7 @@ pub(super) fn mirrors(qmp: &mut Qmp) -> Result<Vec<Mirror>> {
 }
 
 /// Whether every drive has a mirror and all are ready.
-pub(super) fn all_ready(qmp: &mut Qmp, drives: usize) -> Result<bool> {
+pub(in crate::run) fn all_ready(qmp: &mut Qmp, drives: usize) -> Result<bool> {
     let mirrors = mirrors(qmp)?;
     Ok(mirrors.len() >= drives && mirrors.iter().all(|mirror| mirror.ready))
 }

@@ -1,0 +1,121 @@
+//! What can break.
+
+use nix::sys::signal::Signal;
+
+use crate::lab::Node;
+use crate::run::katamaran::Role;
+
+/// What happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// katamaran on A is killed.
+    SourceKilled,
+    /// katamaran on B is killed.
+    DestinationKilled,
+    /// V's QEMU on A is killed.
+    SourceQemuKilled,
+    /// The QEMU on B is killed.
+    DestinationQemuKilled,
+    /// B's cable is pulled: nodes and router see it.
+    LinkCut,
+    /// Nothing gets to B or from it any more, and nobody is told.
+    LinkSilent,
+    /// The path between the nodes gets slow, and loses one of twenty packets of the session and of QEMU's streams.
+    LinkLossy,
+    /// SIGINT to the katamaran on A.
+    SourceInterrupted,
+    /// SIGTERM to the katamaran on A.
+    SourceTerminated,
+    /// SIGINT to the katamaran on B.
+    DestinationInterrupted,
+    /// SIGTERM to the katamaran on B.
+    DestinationTerminated,
+    /// The file system of B's images is full from now on.
+    DestinationFull,
+    /// Every write to B's images fails.
+    WritesFailOnB,
+    /// Every read from A's images fails.
+    ReadsFailOnA,
+    /// B's QEMU stops to serve its disks.
+    ExportStopped,
+    /// What carries the mirrors goes silent, and the session between the nodes does not.
+    PathSilent,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::SourceKilled,
+        Self::DestinationKilled,
+        Self::SourceQemuKilled,
+        Self::DestinationQemuKilled,
+        Self::LinkCut,
+        Self::LinkSilent,
+        Self::LinkLossy,
+        Self::SourceInterrupted,
+        Self::SourceTerminated,
+        Self::DestinationInterrupted,
+        Self::DestinationTerminated,
+        Self::DestinationFull,
+        Self::WritesFailOnB,
+        Self::ReadsFailOnA,
+        Self::ExportStopped,
+        Self::PathSilent,
+    ];
+
+    /// Whether it is about disks alone.
+    #[must_use]
+    pub fn is_of_disks(self) -> bool {
+        matches!(
+            self,
+            Self::DestinationFull
+                | Self::WritesFailOnB
+                | Self::ReadsFailOnA
+                | Self::ExportStopped
+                | Self::PathSilent
+        )
+    }
+
+    /// The signal that it is, and to whose katamaran.
+    #[must_use]
+    pub fn signal(self) -> Option<(Role, Signal)> {
+        match self {
+            Self::SourceKilled => Some((Role::Source, Signal::SIGKILL)),
+            Self::DestinationKilled => Some((Role::Dest, Signal::SIGKILL)),
+            Self::SourceInterrupted => Some((Role::Source, Signal::SIGINT)),
+            Self::SourceTerminated => Some((Role::Source, Signal::SIGTERM)),
+            Self::DestinationInterrupted => Some((Role::Dest, Signal::SIGINT)),
+            Self::DestinationTerminated => Some((Role::Dest, Signal::SIGTERM)),
+            _ => None,
+        }
+    }
+
+    /// Who of the two katamarans can't tell any more how it ended.
+    #[must_use]
+    pub fn kills(self, role: Role) -> bool {
+        self.signal() == Some((role, Signal::SIGKILL))
+    }
+
+    /// Who of the two is asked to end.
+    #[must_use]
+    pub fn asks(self, role: Role) -> bool {
+        let signal = self.signal();
+        signal.is_some_and(|(to, signal)| to == role && signal != Signal::SIGKILL)
+    }
+
+    /// On which node QEMU is killed.
+    #[must_use]
+    pub fn kills_qemu(self) -> Option<Node> {
+        match self {
+            Self::SourceQemuKilled => Some(Node::A),
+            Self::DestinationQemuKilled => Some(Node::B),
+            _ => None,
+        }
+    }
+
+    /// Whether hosts, processes and links stay up, so that not one of V's packets may be lost.
+    #[must_use]
+    pub fn costs_no_packet(self) -> bool {
+        self == Self::LinkLossy || self.asks(Role::Source) || self.asks(Role::Dest)
+    }
+}

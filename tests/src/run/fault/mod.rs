@@ -1,0 +1,71 @@
+//! Whatever can break during a migration, at each of its moments, and how it has to end then.
+//!
+//! | part | |
+//! |---|---|
+//! | [`Fault`], [`Moment`] | what breaks, and when |
+//! | `trail` | reads both katamarans' journals and logs all along, and strikes |
+//! | `disks` | what is about disks |
+//! | `play` | one case, from the empty lab to the end of the traffic |
+//! | `operator` | what the documentation tells an operator to do after it |
+//! | `copies`, `judge` | what must hold |
+
+mod copies;
+mod disks;
+mod judge;
+mod kind;
+mod moment;
+mod operator;
+mod play;
+mod trail;
+
+use std::fmt;
+
+pub(super) use self::disks::{Mirror, all_ready, mirrors};
+pub use self::kind::Fault;
+pub use self::moment::Moment;
+pub use self::play::{FaultRun, run_with_fault};
+use crate::lab::QemuVersion;
+
+/// Which fault, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FaultCase {
+    /// Which QEMU. With the stand-in V has no disks.
+    pub qemu: QemuVersion,
+    /// What happens.
+    pub fault: Fault,
+    /// When it happens.
+    pub moment: Moment,
+}
+
+impl FaultCase {
+    /// All of one QEMU.
+    pub fn all(qemu: QemuVersion) -> impl Iterator<Item = Self> {
+        let cases = Fault::ALL.into_iter().flat_map(move |fault| {
+            Moment::ALL.into_iter().map(move |moment| Self {
+                qemu,
+                fault,
+                moment,
+            })
+        });
+        cases.filter(|case| case.is_possible())
+    }
+
+    fn is_possible(self) -> bool {
+        let mirrored =
+            self.moment.is_of_disks() || matches!(self.moment, Moment::Copy | Moment::Stopped);
+        match self.has_disks() {
+            false => !self.fault.is_of_disks() && !self.moment.is_of_disks(),
+            true => !self.fault.is_of_disks() || mirrored,
+        }
+    }
+
+    fn has_disks(self) -> bool {
+        self.qemu != QemuVersion::StandIn
+    }
+}
+
+impl fmt::Display for FaultCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {:?}", self.qemu, self.fault, self.moment)
+    }
+}
