@@ -13,9 +13,9 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    CancelOptions, ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions, OtherKernel,
-    Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak, connections_bench, demo,
-    fault_matrix, mirror_bench, soak,
+    AblationArguments, CancelOptions, ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions,
+    OtherKernel, Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak,
+    connections_bench, demo, fault_matrix, mirror_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -62,7 +62,7 @@ enum Command {
     Baseline {
         #[command(flatten)]
         scene: Scene,
-        /// How the network is switched: plain (the CNI, after RESUME) or after-stop (a tunnel, on STOP)
+        /// How the network is switched: plain (the CNI, after RESUME), after-stop (a tunnel, on STOP), plugged or undrained
         #[arg(long, default_value = "plain")]
         kind: Baseline,
         /// QEMU's downtime-limit, in milliseconds
@@ -118,6 +118,8 @@ enum Command {
     Cancel(CancelOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
     Matrix(MatrixArguments),
+    /// Take away from katamaran what keeps packets from being lost, one thing at a time, and see them lost
+    Ablations(AblationArguments),
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
@@ -227,6 +229,7 @@ impl Scene {
                 pps_v6: self.pps_v6,
                 size: self.size,
                 mark: None,
+                burst_at_stop: 0,
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
                 pps_service: 0,
@@ -354,6 +357,7 @@ fn main() -> Result<()> {
         Command::Vm(vm) => vm.run(),
         Command::Cancel(options) => finish(cancel_soak(&Screen::default(), options)?),
         Command::Matrix(matrix) => finish(matrix.run()?),
+        Command::Ablations(ablations) => finish(ablations.run()?),
         Command::Sweep => sweep()?
             .iter()
             .try_for_each(|id| print(&format!("swept {id}"))),

@@ -2,28 +2,21 @@
 //!
 //! On this machine's own kernel and, each in a VM of its own, on the lab's others; there once with sch_plug and once without.
 
-use std::str::FromStr;
-use std::time::Duration;
+use std::ffi::OsString;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::elsewhere::{self, Place, Played, release};
 use super::screen::Screen;
 use super::table::Table;
-use crate::lab::{Kernel, KernelRun, LabConfig, QemuVersion, cache_dir};
+use crate::lab::{Kernel, LabConfig, QemuVersion};
 use crate::run::{MigrationOptions, MigrationRun, StageOptions, TrafficSpec, run_migration};
 
-/// For all cells of one kernel, its boot included.
-const DEADLINE: Duration = Duration::from_secs(900);
-/// A guest that is emulated on an emulated machine is not waited for any shorter.
-const MEMORY_MIB: u32 = 3072;
 /// Has modprobe say that there is no such module.
 const WITHOUT_PLUG: &str = "mkdir -p /etc/modprobe.d; echo 'install sch_plug /bin/false' >/etc/modprobe.d/katamaran-lab.conf";
-
-/// What a kernel says that came up, before its first cell.
-const UP: &str = "up";
 
 const TUNNELS: [&str; 3] = ["ipip", "vxlan", "gre"];
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
@@ -51,24 +44,6 @@ pub struct MatrixArguments {
     cells: bool,
 }
 
-/// Where cells are played.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Own,
-    Vm(Kernel),
-}
-
-impl FromStr for Place {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "own" => Ok(Self::Own),
-            other => Ok(Self::Vm(other.parse()?)),
-        }
-    }
-}
-
 impl MatrixArguments {
     /// Plays, and prints. Returns whether nothing was lost, doubled or reordered in any cell, and each was proven.
     ///
@@ -78,10 +53,7 @@ impl MatrixArguments {
     pub fn run(&self) -> Result<bool> {
         let screen = Screen::default();
         if self.cells {
-            screen.print(UP)?;
-            for cell in self.cells_here() {
-                screen.print(&serde_json::to_string(&cell)?)?;
-            }
+            elsewhere::tell(&screen, self.cells_here())?;
             return Ok(true);
         }
         matrix(&screen, self)
@@ -186,48 +158,28 @@ fn matrix(screen: &Screen, options: &MatrixArguments) -> Result<bool> {
 
 /// Boots a kernel that plays all of its cells.
 fn cells_on(kernel: Kernel, set_up: &str, options: &MatrixArguments) -> Result<Vec<Cell>> {
-    let this = std::env::current_exe().context("find this program")?;
-    let mut command = vec![this.into_os_string(), "matrix".into(), "--cells".into()];
-    command.push(format!("--pps={}", options.pps).into());
+    let mut arguments: Vec<OsString> = vec!["matrix".into(), "--cells".into()];
+    arguments.push(format!("--pps={}", options.pps).into());
     if options.quick {
-        command.push("--quick".into());
+        arguments.push("--quick".into());
     }
     for tunnel in &options.tunnel {
-        command.push(format!("--tunnel={tunnel}").into());
+        arguments.push(format!("--tunnel={tunnel}").into());
     }
-    let run = KernelRun {
-        set_up,
-        directory: cache_dir(),
-        memory_mib: MEMORY_MIB,
-        deadline: DEADLINE,
-        ..KernelRun::new(kernel, command)
-    };
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let ended = run.run(&mut stdout, &mut stderr);
-    let stdout = String::from_utf8_lossy(&stdout);
-    let mut said = stdout.lines();
-    if said.next() != Some(UP) {
-        let reason = match ended {
-            Ok(status) => format!("status {status}: {}", String::from_utf8_lossy(&stderr)),
-            Err(error) => format!("{error:#}"),
-        };
-        anyhow::ensure!(options.skip, "{kernel} did not come up: {reason}");
-        Screen::default().print(&format!("SKIP {kernel}: it did not come up: {reason}"))?;
+    let Some(played) = elsewhere::play(kernel, set_up, arguments, options.skip)? else {
         return Ok(Vec::new());
-    }
-    let mut cells: Vec<Cell> = said
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()
-        .context("read the cells")?;
+    };
+    let Played {
+        mut cells,
+        cut_short,
+    } = played;
     // What was played counts, and what was not is bad.
-    if !matches!(ended, Ok(0)) {
-        cells.push(Cell {
-            kernel: kernel.to_string(),
-            verdict: "not played to the end".to_owned(),
-            said: format!("{ended:?}\n{}", String::from_utf8_lossy(&stderr)),
-            ..Cell::default()
-        });
-    }
+    cells.extend(cut_short.map(|said| Cell {
+        kernel: kernel.to_string(),
+        verdict: "not played to the end".to_owned(),
+        said,
+        ..Cell::default()
+    }));
     Ok(cells)
 }
 
@@ -264,13 +216,6 @@ fn cell(tunnel: &str, family: &str, pps: u32) -> Cell {
     }
 }
 
-/// The kernel that runs.
-fn release() -> String {
-    nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default()
-}
-
 fn judge(tunnel: &str, family: &str, run: &MigrationRun) -> Cell {
     let sides = [&run.source, &run.dest].map(|side| side.clone().unwrap_or_default());
     let reports = sides
@@ -301,7 +246,7 @@ fn judge(tunnel: &str, family: &str, run: &MigrationRun) -> Cell {
 }
 
 /// What held the packets, in one word.
-fn buffer(report: &Value) -> String {
+pub(super) fn buffer(report: &Value) -> String {
     let buffer = &report["buffer"];
     let kind = buffer
         .as_object()
@@ -313,7 +258,7 @@ fn buffer(report: &Value) -> String {
     }
 }
 
-fn said(run: &MigrationRun) -> String {
+pub(super) fn said(run: &MigrationRun) -> String {
     let sides = [("source", &run.source), ("dest", &run.dest)];
     let told = sides.map(|(name, side)| {
         let side = side.clone().unwrap_or_default();

@@ -12,6 +12,7 @@
 //! | write | V's longest write by V's own clock, which stands still while V is stopped |
 //! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
 
+mod ablations;
 mod cancel;
 mod compare;
 mod connections_bench;
@@ -19,6 +20,7 @@ mod cutover;
 mod demo;
 mod disk_soak;
 mod disks;
+mod elsewhere;
 mod faults;
 mod figures;
 mod live;
@@ -31,6 +33,7 @@ mod soak;
 mod spread;
 mod table;
 
+pub use self::ablations::AblationArguments;
 pub use self::cancel::{CancelOptions, cancel_soak};
 pub use self::connections_bench::{ConnectionsBenchOptions, connections_bench};
 pub use self::demo::demo;

@@ -14,7 +14,7 @@ pub use self::account::UdpResult;
 pub use self::acks::{AckCollector, AckRecord};
 pub use self::silence::{Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
-pub use self::udp::{Mark, UdpLoad, UdpTraffic};
+pub use self::udp::{Mark, Sent, UdpLoad, UdpTraffic};
 
 use std::time::SystemTime;
 
