@@ -14,8 +14,8 @@ use katamaran_tests::run::{
 };
 use katamaran_tests::show::{
     AblationArguments, CancelOptions, ConnectionsBenchOptions, MatrixArguments, MirrorBenchOptions,
-    OtherKernel, Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak,
-    connections_bench, demo, fault_matrix, mirror_bench, soak,
+    OtherKernel, RedirectBenchOptions, Scene as ShowScene, SceneDisks, Screen, SoakOptions,
+    cancel_soak, connections_bench, demo, fault_matrix, mirror_bench, redirect_bench, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -143,6 +143,8 @@ enum Bench {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// What a redirected packet costs, beside the kernel's own tunnel
+    Redirect(RedirectBenchOptions),
     /// What the VM's pause pays for carrying its connections
     Connections {
         /// QEMU version: 7.2 or 10.0
@@ -341,6 +343,9 @@ fn main() -> Result<()> {
                 rounds,
             };
             mirror_bench(&Screen::default(), &options).map(drop)
+        }
+        Command::Bench(Bench::Redirect(options)) => {
+            redirect_bench(&Screen::default(), &options).map(drop)
         }
         Command::Bench(Bench::Connections {
             qemu,

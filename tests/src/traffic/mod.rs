@@ -6,6 +6,7 @@
 
 pub mod account;
 mod acks;
+pub(crate) mod frames;
 mod silence;
 mod tcp;
 mod udp;
