@@ -4,6 +4,7 @@
 //! want the whole machine.
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
+mod behind;
 mod cancel;
 mod conntrack;
 mod crash;

@@ -91,6 +91,25 @@ pub fn index(device: &str) -> Result<i32> {
     Ok(i32::try_from(index)?)
 }
 
+/// Counts everything, and drops it.
+#[must_use]
+pub fn dropper(counter: i32) -> Vec<u64> {
+    const DROP: i32 = 2;
+    vec![
+        one(0x62, 10, 0, -4, 0),     // key = 0
+        one(0xbf, 2, 10, 0, 0),      // r2 = r10
+        one(0x07, 2, 0, 0, -4),      // r2 = &key
+        one(0x18, 1, 1, 0, counter), // r1 = the map
+        0,                           // (second half)
+        one(0x85, 0, 0, 0, 1),       // r0 = bpf_map_lookup_elem(r1, r2)
+        one(0x15, 0, 0, 2, 0),       // if r0 == 0 goto end
+        one(0xb7, 1, 0, 0, 1),       // r1 = 1
+        one(0xdb, 0, 1, 0, 0),       // *r0 += r1, atomically
+        one(0xb7, 0, 0, 0, DROP),    // end: r0 = drop
+        one(0x95, 0, 0, 0, 0),       // return
+    ]
+}
+
 /// A counter for a program: an array of one 64-bit number.
 #[derive(Debug)]
 pub struct Counter(OwnedFd);

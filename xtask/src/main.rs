@@ -69,6 +69,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Takes away from katamaran what keeps packets from being lost, one thing at a time (root; see `ablations --help`)
+    #[command(disable_help_flag = true)]
+    Ablations {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Measures and compares (root; see `bench --help`)
     #[command(disable_help_flag = true)]
     Bench {
@@ -103,6 +109,7 @@ fn main() -> ExitCode {
         Task::Cancel { args } => lab::run(&workspace, Some("cancel"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
         Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),
+        Task::Ablations { args } => lab::run(&workspace, Some("ablations"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),
         Task::LabVm(options) => lab_vm::run(&workspace, &options),
         Task::Lab { args } => lab::run(&workspace, None, &args),

@@ -92,6 +92,10 @@ pub(crate) fn all(root: &Path) -> ExitCode {
             "migrations on each kernel, through each tunnel, on each wiring (stand-in for QEMU)",
             "matrix --quick",
         ),
+        (
+            "what keeps packets from being lost, taken away",
+            "ablations",
+        ),
         ("migrations cancelled at random moments", "cancel --runs 10"),
         (
             "migrations of disks that are written to flat out",

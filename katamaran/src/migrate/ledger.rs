@@ -145,9 +145,12 @@ pub struct SourceLedger {
     /// Packets that could not be encapsulated and were passed to the stopped VM instead.
     pub encap_failed: Option<u64>,
     pub drops: Option<Vec<DropRecord>>,
-    /// QEMU stopped the VM by itself. It may then discard a packet that it had read while the guest's
-    /// receive ring was full (`qemu_flush_or_purge_queued_packets()`, net/net.c), which nobody counts.
-    pub stopped_by_qemu: bool,
+    /// The VM stopped with packets unread, or nobody knows: QEMU stopped it by itself, or it read no more. QEMU may then discard a
+    /// packet that it had read while the guest's receive ring was full (`qemu_flush_or_purge_queued_packets()`, net/net.c), which
+    /// nobody counts.
+    pub stopped_unread: bool,
+    /// Nobody could look into the tap's ring. Counters alone don't tell a ring that is never empty from one that is.
+    pub ring_unseen: bool,
     /// The hook's attachment reset the queue of its device, which the VM's packets were going through.
     pub queue_reset: bool,
 }

@@ -47,8 +47,12 @@ pub fn reconcile(
     need("digest of S3", source.digest.is_some());
     need("kernel drops on the source", source.drops.is_some());
     need(
-        "what QEMU discarded when it stopped the VM by itself",
-        !source.stopped_by_qemu,
+        "what QEMU discarded when the VM stopped with packets unread",
+        !source.stopped_unread,
+    );
+    need(
+        "whether the source's tap was empty when the VM stopped",
+        !source.ring_unseen,
     );
     need(
         "what the hook's attachment dropped (before Linux 6.6 it resets the queue of its device)",

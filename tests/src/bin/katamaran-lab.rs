@@ -13,9 +13,10 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    CancelOptions, ConnectionsBenchOptions, FaultOptions, MatrixArguments, MirrorBenchOptions,
-    OtherKernel, Scene as ShowScene, SceneDisks, Screen, SoakOptions, cancel_soak,
-    connections_bench, demo, fault_matrix, mirror_bench, soak,
+    AblationArguments, CancelOptions, ConnectionsBenchOptions, FaultOptions, MatrixArguments,
+    MirrorBenchOptions, OtherKernel, RedirectBenchOptions, Scene as ShowScene, SceneDisks, Screen,
+    SoakOptions, cancel_soak, connections_bench, demo, fault_matrix, mirror_bench, redirect_bench,
+    soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -62,7 +63,7 @@ enum Command {
     Baseline {
         #[command(flatten)]
         scene: Scene,
-        /// How the network is switched: plain (the CNI, after RESUME) or after-stop (a tunnel, on STOP)
+        /// How the network is switched: plain (the CNI, after RESUME), after-stop (a tunnel, on STOP), plugged or undrained
         #[arg(long, default_value = "plain")]
         kind: Baseline,
         /// QEMU's downtime-limit, in milliseconds
@@ -108,6 +109,8 @@ enum Command {
     Cancel(CancelOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
     Matrix(MatrixArguments),
+    /// Take away from katamaran what keeps packets from being lost, one thing at a time, and see them lost
+    Ablations(AblationArguments),
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
@@ -131,6 +134,8 @@ enum Bench {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// What a redirected packet costs, beside the kernel's own tunnel
+    Redirect(RedirectBenchOptions),
     /// What the VM's pause pays for carrying its connections
     Connections {
         /// QEMU version: 7.2 or 10.0
@@ -217,6 +222,7 @@ impl Scene {
                 pps_v6: self.pps_v6,
                 size: self.size,
                 mark: None,
+                burst_at_stop: 0,
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
                 pps_service: 0,
@@ -327,6 +333,9 @@ fn main() -> Result<()> {
             };
             mirror_bench(&Screen::default(), &options).map(drop)
         }
+        Command::Bench(Bench::Redirect(options)) => {
+            redirect_bench(&Screen::default(), &options).map(drop)
+        }
         Command::Bench(Bench::Connections {
             qemu,
             connections,
@@ -342,6 +351,7 @@ fn main() -> Result<()> {
         Command::Vm(vm) => vm.run(),
         Command::Cancel(options) => finish(cancel_soak(&Screen::default(), options)?),
         Command::Matrix(matrix) => finish(matrix.run()?),
+        Command::Ablations(ablations) => finish(ablations.run()?),
         Command::Sweep => sweep()?
             .iter()
             .try_for_each(|id| print(&format!("swept {id}"))),

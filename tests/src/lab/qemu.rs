@@ -13,7 +13,7 @@ use super::process::{Process, program_beside};
 use super::qmp::Qmp;
 use super::topology::{GUEST_V4, GUEST_V6};
 
-const QMP_DEADLINE: Duration = Duration::from_secs(20);
+const QMP_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Which QEMU to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -287,6 +287,7 @@ pub fn settle(stage: &mut Stage, ended: Ended, timeline: &Timeline) -> Result<Mi
     let (client, silence) = stage.finish_traffic()?;
     let guest = stage.lab.guest_command("status").ok();
     Ok(MigrationRun {
+        received_by_guest: stage.received_by_guest(guest.as_deref()),
         guest,
         kind: "katamaran".to_owned(),
         client,

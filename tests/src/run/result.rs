@@ -101,6 +101,8 @@ pub struct MigrationRun {
     pub leaks: Vec<String>,
     /// What the guest says of itself in the end, as `name=value` words.
     pub guest: Option<String>,
+    /// UDP packets of the client that reached V's echo, by what V says.
+    pub received_by_guest: Option<u64>,
     /// katamaran on A; none for a baseline.
     pub source: Option<SideResult>,
     /// katamaran on B; none for a baseline.
@@ -114,6 +116,13 @@ impl MigrationRun {
         let words = self.guest.as_ref()?.split_whitespace();
         let mut counts = words.filter_map(|word| word.strip_prefix("udp_dropped="));
         counts.next()?.parse().ok()
+    }
+
+    /// UDP packets that were sent and did not reach V's echo, whatever became of the answers.
+    #[must_use]
+    pub fn missed_by_guest(&self) -> Option<u64> {
+        let sent: u64 = self.client.udp().map(|udp| udp.sent).sum();
+        sent.checked_sub(self.received_by_guest?)
     }
 
     /// One line for people: what was lost, and how long what was away.

@@ -6,15 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::client::Client;
 use super::disk::{self, DiskLoad};
 use super::drives::{self, DriveOptions};
 use super::result::ClientResult;
 use super::timeline::Timeline;
-use crate::lab::{
-    GUEST_V4, GUEST_V6, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, SERVICE_PORT,
-    SERVICE_V4, SERVICE_V6, Start,
-};
-use crate::traffic::{AckCollector, Mark, TcpLoad, TcpTraffic, UdpLoad, UdpTraffic, now_ns};
+use crate::lab::{Event, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start};
+use crate::traffic::{AckCollector, Mark, now_ns};
 
 /// Also for a guest that is emulated on an emulated machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
@@ -24,7 +22,8 @@ const WARM_UP_PACKETS: u64 = 200;
 const WARM_UP_RECORDS: u64 = 10;
 /// Traffic that must come back after the end.
 const TAIL_PACKETS: u64 = 200;
-const TRAFFIC_DEADLINE: Duration = Duration::from_secs(10);
+/// How long traffic may take to come back.
+pub(super) const TRAFFIC_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Which streams run during a migration; 0 and `None` mean without.
 #[derive(Debug, Clone)]
@@ -37,6 +36,8 @@ pub struct TrafficSpec {
     pub size: usize,
     /// Marks some of the UDP packets.
     pub mark: Option<Mark>,
+    /// UDP packets of each stream that are sent at once, beside the others, when V has stopped.
+    pub burst_at_stop: u64,
     /// Bytes per second over TCP on IPv4.
     pub tcp_v4: Option<u64>,
     /// Bytes per second over TCP on IPv6.
@@ -74,6 +75,7 @@ impl Default for TrafficSpec {
             pps_service: 0,
             size: 100,
             mark: None,
+            burst_at_stop: 0,
             tcp_v4: None,
             tcp_v6: None,
             tcp_service: None,
@@ -143,131 +145,6 @@ impl StageOptions {
     }
 }
 
-/// The streams at work.
-#[derive(Debug)]
-pub struct Client {
-    udp_v4: Option<UdpTraffic>,
-    udp_v6: Option<UdpTraffic>,
-    tcp_v4: Option<TcpTraffic>,
-    tcp_v6: Option<TcpTraffic>,
-    udp_service: Option<UdpTraffic>,
-    tcp_service: Option<TcpTraffic>,
-    tcp_service_v6: Option<TcpTraffic>,
-    /// What V reports of its writes.
-    acks: Option<AckCollector>,
-    calm_ns: Option<(u64, u64)>,
-}
-
-impl Client {
-    /// Starts the streams from the lab's client.
-    ///
-    /// # Errors
-    ///
-    /// When a socket can't be had or a connection can't be made.
-    pub fn start(lab: &Lab, spec: &TrafficSpec) -> Result<Self> {
-        let netns = &lab.network().client;
-        let udp = |load: UdpLoad| -> Result<Option<UdpTraffic>> {
-            let load = UdpLoad {
-                size: spec.size,
-                mark: spec.mark,
-                ..load
-            };
-            (load.rate > 0)
-                .then(|| UdpTraffic::start(netns, load))
-                .transpose()
-        };
-        let tcp = |load: TcpLoad| -> Result<Option<TcpTraffic>> {
-            load.bytes_per_second
-                .is_some()
-                .then(|| TcpTraffic::start(netns, load))
-                .transpose()
-        };
-        Ok(Self {
-            tcp_v4: tcp(TcpLoad::new(GUEST_V4, spec.tcp_v4))?,
-            tcp_v6: tcp(TcpLoad::new(GUEST_V6, spec.tcp_v6))?,
-            tcp_service: tcp(TcpLoad {
-                target: (SERVICE_V4, SERVICE_PORT).into(),
-                ..TcpLoad::new(SERVICE_V4, spec.tcp_service)
-            })?,
-            tcp_service_v6: tcp(TcpLoad {
-                target: (SERVICE_V6, SERVICE_PORT).into(),
-                ..TcpLoad::new(SERVICE_V6, spec.tcp_service)
-            })?,
-            udp_service: udp(UdpLoad {
-                target: (SERVICE_V4, SERVICE_PORT).into(),
-                ..UdpLoad::new(SERVICE_V4, spec.pps_service)
-            })?,
-            udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
-            udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
-            acks: None,
-            calm_ns: None,
-        })
-    }
-
-    /// Waits until V's disks have acknowledged `count` more records each.
-    ///
-    /// # Errors
-    ///
-    /// When one has not in 10 s.
-    pub fn wait_for_writes(&self, count: u64) -> Result<()> {
-        let acks = self.acks.as_ref().context("V writes nothing")?;
-        acks.wait_for_more(count, Instant::now() + TRAFFIC_DEADLINE)
-    }
-
-    fn udp(&self) -> impl Iterator<Item = &UdpTraffic> {
-        self.udp_v4
-            .iter()
-            .chain(&self.udp_v6)
-            .chain(&self.udp_service)
-    }
-
-    /// Has UDP packets marked from now on, or no more.
-    pub fn set_marking(&self, on: bool) {
-        for udp in self.udp() {
-            udp.set_marking(on);
-        }
-    }
-
-    /// Lets the traffic run for a while with nothing else going on, and notes when that was.
-    pub fn stay_calm(&mut self, calm: Duration) {
-        let began_ns = now_ns();
-        std::thread::sleep(calm);
-        self.calm_ns = (!calm.is_zero()).then(|| (began_ns, now_ns()));
-    }
-
-    /// Waits until every UDP stream has had `count` more packets back.
-    ///
-    /// # Errors
-    ///
-    /// When one has not in 10 s.
-    pub fn wait_for_more(&self, count: u64) -> Result<()> {
-        let deadline = Instant::now() + TRAFFIC_DEADLINE;
-        for udp in self.udp() {
-            udp.wait_for_more(count, deadline)?;
-        }
-        Ok(())
-    }
-
-    /// Stops the streams and settles their accounts.
-    ///
-    /// # Errors
-    ///
-    /// When a socket failed on the way.
-    pub fn stop(self) -> Result<ClientResult> {
-        Ok(ClientResult {
-            udp_v4: self.udp_v4.map(UdpTraffic::stop).transpose()?,
-            udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
-            tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,
-            tcp_v6: self.tcp_v6.map(TcpTraffic::stop).transpose()?,
-            udp_service: self.udp_service.map(UdpTraffic::stop).transpose()?,
-            tcp_service: self.tcp_service.map(TcpTraffic::stop).transpose()?,
-            tcp_service_v6: self.tcp_service_v6.map(TcpTraffic::stop).transpose()?,
-            disk: None,
-            calm_ns: self.calm_ns,
-        })
-    }
-}
-
 /// Everything in place for a migration. Fields drop in this order: traffic, guests, lab.
 #[derive(Debug)]
 pub struct Stage {
@@ -285,6 +162,8 @@ pub struct Stage {
     pub drives: Vec<[PathBuf; 2]>,
     /// The namespaces.
     pub lab: Lab,
+    /// What V had received before the traffic.
+    probes: Option<u64>,
     /// What it was set with.
     pub options: StageOptions,
 }
@@ -318,6 +197,7 @@ impl Stage {
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
         tell("VM", "is up")?;
+        let probes = received(&lab.guest_command("status")?);
         let mut client = Client::start(&lab, &options.traffic)?;
         if let Some(load) = options.traffic.disk {
             let acks = AckCollector::start(&lab.network().client, drives.len())?;
@@ -336,6 +216,7 @@ impl Stage {
             qmp_b,
             drives,
             lab,
+            probes,
             options,
         })
     }
@@ -383,7 +264,7 @@ impl Stage {
             .unwrap_or_default()
         {
             let active = event.name == "MIGRATION" && event.data["status"] == "active";
-            timeline.note(Node::A, event);
+            self.note_of_a(timeline, event);
             if self.options.meddle && active {
                 self.qmp_a.command(
                     "migrate-set-parameters",
@@ -413,6 +294,16 @@ impl Stage {
 }
 
 impl Stage {
+    /// Takes note of what A's QEMU reports. With V's STOP comes the burst, if there is to be one.
+    pub(super) fn note_of_a(&self, timeline: &mut Timeline, event: Event) {
+        if event.name == "STOP" && timeline.stop_ns.is_none() {
+            for udp in self.client.iter().flat_map(Client::udp) {
+                udp.burst(self.options.traffic.burst_at_stop);
+            }
+        }
+        timeline.note(Node::A, event);
+    }
+
     /// Lets some more traffic come back, stops it and settles.
     ///
     /// Silence is a result as well, so it comes with what can be known about its cause.
@@ -461,6 +352,23 @@ impl Stage {
         }
         Ok((result, silence))
     }
+}
+
+impl Stage {
+    /// How many of the client's UDP packets V has received, by what it says of itself in the end.
+    #[must_use]
+    pub fn received_by_guest(&self, status: Option<&str>) -> Option<u64> {
+        received(status?)?.checked_sub(self.probes?)
+    }
+}
+
+/// How many packets the echo of a guest has received, of its status.
+fn received(status: &str) -> Option<u64> {
+    let mut words = status.split_whitespace();
+    words
+        .find_map(|word| word.strip_prefix("udp_received="))?
+        .parse()
+        .ok()
 }
 
 fn ns(duration: Duration) -> u64 {

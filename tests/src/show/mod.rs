@@ -12,6 +12,7 @@
 //! | write | V's longest write by V's own clock, which stands still while V is stopped |
 //! | blackout | the flip of the redirect to the release of what was held, by katamaran's report |
 
+mod ablations;
 mod cancel;
 mod compare;
 mod connections_bench;
@@ -19,18 +20,21 @@ mod cutover;
 mod demo;
 mod disk_soak;
 mod disks;
+mod elsewhere;
 mod faults;
 mod figures;
 mod live;
 mod matrix;
 mod mirror_bench;
 mod other_kernel;
+mod redirect_bench;
 mod scene;
 mod screen;
 mod soak;
 mod spread;
 mod table;
 
+pub use self::ablations::AblationArguments;
 pub use self::cancel::{CancelOptions, cancel_soak};
 pub use self::connections_bench::{ConnectionsBenchOptions, connections_bench};
 pub use self::demo::demo;
@@ -38,6 +42,7 @@ pub use self::faults::{FaultOptions, fault_matrix};
 pub use self::matrix::MatrixArguments;
 pub use self::mirror_bench::{MirrorBenchOptions, mirror_bench};
 pub use self::other_kernel::OtherKernel;
+pub use self::redirect_bench::{RedirectBenchOptions, redirect_bench};
 pub use self::scene::{Scene, SceneDisks};
 pub use self::screen::Screen;
 pub use self::soak::{SoakOptions, soak};

@@ -109,7 +109,7 @@ impl Scene {
                 converge_after: match kind {
                     Baseline::Plain => Duration::ZERO,
                     // The tunnel has to carry something.
-                    Baseline::AfterStop => MigrationOptions::default().converge_after,
+                    _ => MigrationOptions::default().converge_after,
                 },
                 ..BaselineOptions::default()
             },

@@ -32,6 +32,7 @@ use anyhow::Result;
 
 use arguments::Arguments;
 use machine::Machine;
+pub(crate) use nic::open as open_tap;
 
 /// Runs until it is told to quit.
 ///

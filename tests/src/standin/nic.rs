@@ -27,7 +27,7 @@ pub(super) const GUEST_HEADER: libc::c_int = 12;
 const BUFFER: usize = 68 << 10;
 
 /// Opens the tap, which may be there already.
-pub(super) fn open(name: &str) -> Result<File> {
+pub(crate) fn open(name: &str) -> Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)

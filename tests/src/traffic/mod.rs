@@ -6,6 +6,7 @@
 
 pub mod account;
 mod acks;
+pub(crate) mod frames;
 mod silence;
 mod tcp;
 mod udp;
@@ -14,7 +15,7 @@ pub use self::account::UdpResult;
 pub use self::acks::{AckCollector, AckRecord};
 pub use self::silence::{Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
-pub use self::udp::{Mark, UdpLoad, UdpTraffic};
+pub use self::udp::{Mark, Sent, UdpLoad, UdpTraffic};
 
 use std::time::SystemTime;
 

@@ -79,14 +79,28 @@ impl UdpLoad {
 struct Progress {
     stop: AtomicBool,
     marking: AtomicBool,
+    /// Packets still to be sent at once.
+    burst: AtomicU64,
     sender_done: AtomicBool,
     sent: AtomicU64,
     refused: AtomicU64,
     received: AtomicU64,
 }
 
+/// How many packets a generator has sent.
+#[derive(Debug, Clone)]
+pub struct Sent(Arc<Progress>);
+
+impl Sent {
+    /// Until now.
+    #[must_use]
+    pub fn count(&self) -> i64 {
+        i64::try_from(self.0.sent.load(Relaxed)).unwrap_or(i64::MAX)
+    }
+}
+
 #[derive(Debug)]
-struct Sent {
+struct Record {
     at_ns: Vec<u64>,
     errors: u64,
 }
@@ -102,7 +116,7 @@ struct Received {
 pub struct UdpTraffic {
     target: SocketAddr,
     progress: Arc<Progress>,
-    sender: Option<JoinHandle<Result<Sent>>>,
+    sender: Option<JoinHandle<Result<Record>>>,
     receiver: Option<JoinHandle<Result<Received>>>,
 }
 
@@ -147,6 +161,17 @@ impl UdpTraffic {
     /// Has packets marked from now on, or no more.
     pub fn set_marking(&self, on: bool) {
         self.progress.marking.store(on, Relaxed);
+    }
+
+    /// Has so many packets sent at once, beside those that are due. They are numbered like all others.
+    pub fn burst(&self, packets: u64) {
+        self.progress.burst.fetch_add(packets, Relaxed);
+    }
+
+    /// What tells how many packets have been sent, to whoever wants to know.
+    #[must_use]
+    pub fn sent_so_far(&self) -> Sent {
+        Sent(Arc::clone(&self.progress))
     }
 
     /// Packets sent so far.
@@ -230,19 +255,24 @@ fn open(load: &UdpLoad) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Result<Sent> {
+fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Result<Record> {
     // The default slack of 50 us is a quarter of the interval at 5,000 packets a second.
     prctl::set_timerslack(1).context("set the timer slack")?;
     let interval_ns = 1_000_000_000 / i64::from(load.rate);
     let target = SockaddrStorage::from(load.target);
-    let mut sent = Sent {
+    let mut sent = Record {
         at_ns: Vec::new(),
         errors: 0,
     };
     let mut packet = vec![0; load.size];
     let mut due_ns = monotonic_ns()?;
     while !progress.stop.load(Relaxed) {
-        sleep_until(due_ns)?;
+        let at_once = progress.burst.load(Relaxed) > 0;
+        if at_once {
+            progress.burst.fetch_sub(1, Relaxed);
+        } else {
+            sleep_until(due_ns)?;
+        }
         let number = sent.at_ns.len() as u64;
         let at_ns = now_ns();
         fill(&mut packet, run, number, at_ns);
@@ -275,7 +305,9 @@ fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Re
                 progress.refused.fetch_add(1, Relaxed);
             }
         }
-        due_ns += interval_ns;
+        if !at_once {
+            due_ns += interval_ns;
+        }
         let late_ns = monotonic_ns()? - due_ns;
         if late_ns > LONGEST_DEBT_NS {
             due_ns += late_ns;

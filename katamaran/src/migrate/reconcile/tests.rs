@@ -19,7 +19,8 @@ fn balanced() -> (SourceLedger, DestinationLedger) {
             tap: Some(TapBalance::default()),
             encap_failed: Some(0),
             drops: Some(vec![]),
-            stopped_by_qemu: false,
+            stopped_unread: false,
+            ring_unseen: false,
             queue_reset: false,
         },
         DestinationLedger {
@@ -188,9 +189,16 @@ fn what_a_tracepoint_may_have_missed_proves_nothing() {
 }
 
 #[test]
-fn a_vm_that_qemu_stopped_by_itself_is_never_proven() {
+fn a_vm_that_stopped_with_packets_unread_is_never_proven() {
     let (mut s, d) = balanced();
-    s.stopped_by_qemu = true;
+    s.stopped_unread = true;
+    assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
+}
+
+#[test]
+fn a_ring_that_nobody_has_looked_into_proves_nothing() {
+    let (mut s, d) = balanced();
+    s.ring_unseen = true;
     assert_eq!(verdict(&s, &d).verdict, Verdict::Unproven);
 }
 

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use crate::deadline;
 use crate::ebpf::FlipTime;
 use crate::journal::Record;
-use crate::migrate::error::{Doing as _, MigrateError};
+use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::node::refused;
 use crate::migrate::shared::must_have_let_go;
 use crate::migrate::tap_watch::lock;
+use crate::net::tapfd::TapQueues;
 use crate::qmp::command::{MigrationStatus, Stop};
 use crate::qmp::{Event, EventName};
 use crate::relay::{Pace, RelayStatus};
@@ -30,8 +31,11 @@ use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
 use super::storage::{self, HandedOver};
 
-/// Waiting for a busy guest to read its tap costs delay, never a packet; but not for ever.
-const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+/// Waiting for a busy guest to read its tap costs delay, never a packet. One that has read nothing for so long reads
+/// no more.
+const DRAIN_STALL: Duration = Duration::from_secs(2);
+/// The longest that a guest is waited for that reads on. Nothing is added to its tap meanwhile.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// A drain that takes longer than this means that the guest was behind.
 const BEHIND: Duration = Duration::from_millis(2);
 /// The longest that such a guest is given after its tap was empty.
@@ -58,8 +62,12 @@ pub(crate) struct Moments {
     pub(crate) flip_time: Option<FlipTime>,
     /// QEMU's STOP event, microseconds since the epoch.
     pub(crate) stopped_us: Option<u64>,
-    /// What had gone to the tap ([`towards_tap`]) when that was last seen drained, and its balance then.
+    /// What had gone to the tap ([`towards_tap`]) when the VM had stopped, and the tap's balance then.
     pub(crate) drained: Option<(u64, TapBalance)>,
+    /// The VM stopped with packets unread in its tap.
+    pub(crate) stopped_unread: bool,
+    /// Nobody could look into the tap's ring.
+    pub(crate) ring_unseen: bool,
 }
 
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
@@ -161,6 +169,7 @@ fn must_come_through_hook(armed: &Armed) -> Result<(), MigrateError> {
 
 async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, MigrateError> {
     let armed = &mut ready.armed;
+    let queues = armed.hooks.as_ref().and_then(|_| tap_queues(armed));
     let flip_us = now_us();
     let flip = Instant::now();
     let flip_time = match &armed.hooks {
@@ -170,7 +179,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     tracing::debug!("flipped");
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
-    let drained = drain(armed).await;
+    let drained = armed.hooks.is_none() || drain(armed, queues.as_ref()).await;
     tracing::debug!("drained");
     run.diary.note(&Record::Stopping)?;
     armed.stopped.store(true, Ordering::Relaxed);
@@ -185,12 +194,20 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
         .wait_for(|e| e.name == EventName::Stop, deadline::REQUEST)
         .await
         .doing("see the VM stop")?;
+    if !drained {
+        tracing::warn!("the guest did not read its tap in time: recovering its packets");
+        if let Some(queues) = &queues {
+            recover::after_stalled_drain(armed, run, queues, &event).await?;
+        }
+    }
     Ok(Moments {
         flip,
         flip_us,
         flip_time,
         stopped_us: event.timestamp_us,
-        drained,
+        drained: balance(armed),
+        stopped_unread: !drained,
+        ring_unseen: armed.hooks.is_some() && queues.is_none(),
     })
 }
 
@@ -207,17 +224,31 @@ async fn stop(armed: &Armed) -> Result<(), MigrateError> {
     }
 }
 
-/// Waits until QEMU has read every packet that was passed to the tap before the flip.
-async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
-    let hooks = armed.hooks.as_ref()?;
+/// QEMU's own descriptors of the tap, to look into its ring with.
+fn tap_queues(armed: &Armed) -> Option<TapQueues> {
+    recover::duplicate_tap(armed)
+        .inspect_err(|error| tracing::warn!(error = chain(error), "can't look into the tap's ring"))
+        .ok()
+}
+
+/// Waits until QEMU has read every packet that was passed to the tap before the flip. Returns whether it has.
+///
+/// That the ring is empty is seen by looking into it. To the counters alone a ring that was never empty since they were first
+/// read seems to be empty when it is as full as it was at its emptiest.
+async fn drain(armed: &Armed, queues: Option<&TapQueues>) -> bool {
     let began = Instant::now();
     let mut drained_since: Option<Instant> = None;
+    let mut progress = (None, began);
     loop {
+        let empty = queues.is_none_or(|queues| queues.empty().is_ok_and(|empty| empty.is_some()));
         observe_tap(armed);
-        let (drained, balance) = {
+        let (drained, left) = {
             let watch = lock(&armed.watch);
-            (watch.is_drained(), watch.balance())
+            (empty && watch.is_drained(), watch.left())
         };
+        if left != progress.0 {
+            progress = (left, Instant::now());
+        }
         let since = drained.then(|| *drained_since.get_or_insert_with(Instant::now));
         if !drained {
             drained_since = None;
@@ -233,12 +264,9 @@ async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
             };
             since.elapsed() >= confirm
         });
-        if confirmed || began.elapsed() >= DRAIN_BUDGET {
-            if !drained {
-                tracing::warn!(balance = ?balance, "the guest did not read its tap in time; going on");
-            }
-            let passed = towards_tap(&hooks.counters().ok()?);
-            return Some((passed, balance?));
+        let given_up = progress.1.elapsed() >= DRAIN_STALL || began.elapsed() >= DRAIN_LIMIT;
+        if confirmed || given_up {
+            return drained;
         }
         if began.elapsed() > BEHIND {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -247,6 +275,15 @@ async fn drain(armed: &Armed) -> Option<(u64, TapBalance)> {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// What has gone to the tap, and its balance, now.
+pub(crate) fn balance(armed: &Armed) -> Option<(u64, TapBalance)> {
+    let hooks = armed.hooks.as_ref()?;
+    observe_tap(armed);
+    let passed = towards_tap(&hooks.counters().ok()?);
+    let balance = lock(&armed.watch).balance()?;
+    Some((passed, balance))
 }
 
 /// Both QEMUs have to say so: the source that everything is sent, the destination that everything

@@ -166,8 +166,7 @@ impl Committed {
     }
 
     async fn reconcile(&self, run: &mut Run) {
-        let mut source = self.source_ledger();
-        source.stopped_by_qemu = run.report.cutover.qemu_stopped_first;
+        let source = self.source_ledger();
         let request = Request::Reconcile {
             redirected: source.s3.map(|c| c.packets),
         };
@@ -235,12 +234,13 @@ impl Committed {
             tap: self.tap_balance(towards_tap(&counters)),
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
-            stopped_by_qemu: false,
+            stopped_unread: self.moments.stopped_unread,
+            ring_unseen: self.moments.ring_unseen,
             queue_reset: hooks.with(|d| d.has_reset_a_queue()).unwrap_or(true),
         }
     }
 
-    /// What the VM's QEMU never read: as of the drained tap, and everything of the VM's that was
+    /// What the VM's QEMU never read: as of its stop, and everything of the VM's that was
     /// passed later, to a VM that no longer runs.
     fn tap_balance(&self, passed_now: u64) -> Option<TapBalance> {
         let (passed, balance) = self.moments.drained?;

@@ -16,8 +16,8 @@ use crate::wall_clock::now_us;
 
 use super::Run;
 use super::arm::Armed;
-use super::cutover::{Moments, ms_since, write_us};
-use super::hooks::{Hooks, towards_tap};
+use super::cutover::{Moments, balance, ms_since, write_us};
+use super::hooks::Hooks;
 use super::peer::Peer;
 use super::precopy::observe_tap;
 
@@ -44,27 +44,16 @@ pub(crate) async fn after_early_stop(
             flip_time: None,
             stopped_us: stop.timestamp_us,
             drained: None,
+            stopped_unread: true,
+            ring_unseen: false,
         });
     };
-    // What is copied from now on would only push the one that matters out.
-    hooks
-        .with(|d| d.set_copy_ring(false))
-        .transpose()
-        .doing("keep the copies")?;
     let queues = duplicate_tap(armed)?;
-    let first = read_ring(&queues)?;
-    let swallowed = swallowed_frame(hooks, &first, stop);
-    run.recovered.swallowed = u64::from(swallowed.is_some());
-    if swallowed.is_none() && !first.is_empty() {
-        // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
-        run.recovered.beyond_recovery = 1;
-    }
     let mut recovery = Recovery {
         peer: &armed.prepared.peer,
         run,
     };
-    recovery.deliver(swallowed.into_iter().collect()).await?;
-    recovery.deliver_from_ring(&first).await?;
+    recovery.deliver_first(hooks, &queues, stop).await?;
     let end = Instant::now() + EMPTY_BUDGET;
     loop {
         let more = read_ring(&queues)?;
@@ -91,16 +80,38 @@ pub(crate) async fn after_early_stop(
         run.recovered.into_destination_tap,
         if run.recovered.beyond_recovery > 0 { ", one that QEMU had swallowed was not" } else { "" },
     ));
-    lock(&armed.watch).observe(hooks);
-    let passed = towards_tap(&hooks.counters().doing("read the source's counters")?);
-    let balance = lock(&armed.watch).balance();
     Ok(Moments {
         flip,
         flip_us,
         flip_time: Some(time),
         stopped_us: stop.timestamp_us,
-        drained: balance.map(|b| (passed, b)),
+        drained: balance(armed),
+        stopped_unread: true,
+        ring_unseen: false,
     })
+}
+
+/// The VM was stopped after it had read no more for a while. What it left in its tap is older than what was redirected, and is
+/// delivered ahead of that where a plug holds it, and behind it where the destination tap's ring does.
+pub(crate) async fn after_stalled_drain(
+    armed: &Armed,
+    run: &mut Run,
+    queues: &TapQueues,
+    stop: &Event,
+) -> Result<(), MigrateError> {
+    let Some(hooks) = &armed.hooks else {
+        return Ok(());
+    };
+    let mut recovery = Recovery {
+        peer: &armed.prepared.peer,
+        run,
+    };
+    recovery.deliver_first(hooks, queues, stop).await?;
+    run.report.warnings.push(format!(
+        "the VM no longer read its packets; {} were recovered from its tap once it had stopped",
+        run.recovered.into_destination_tap
+    ));
+    Ok(())
 }
 
 /// Delivers what was recovered, and keeps count of it.
@@ -110,6 +121,29 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
+    /// The packet that the stopped QEMU has swallowed, then what is in the ring.
+    async fn deliver_first(
+        &mut self,
+        hooks: &Hooks,
+        queues: &TapQueues,
+        stop: &Event,
+    ) -> Result<(), MigrateError> {
+        // What is copied from now on would only push the one that matters out.
+        hooks
+            .with(|d| d.set_copy_ring(false))
+            .transpose()
+            .doing("keep the copies")?;
+        let first = read_ring(queues)?;
+        let swallowed = swallowed_frame(hooks, &first, stop);
+        self.run.recovered.swallowed = u64::from(swallowed.is_some());
+        if swallowed.is_none() && !first.is_empty() {
+            // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
+            self.run.recovered.beyond_recovery = 1;
+        }
+        self.deliver(swallowed.into_iter().collect()).await?;
+        self.deliver_from_ring(&first).await
+    }
+
     async fn deliver_from_ring(&mut self, frames: &[TapFrame]) -> Result<(), MigrateError> {
         self.run.recovered.from_source_tap += frames.len() as u64;
         self.deliver(frames.iter().map(wire_frame).collect()).await
@@ -121,7 +155,7 @@ impl Recovery<'_> {
     }
 }
 
-fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
+pub(crate) fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
     let node = &armed.prepared.node;
     let pid = node.qemu_pid.ok_or(MigrateError::OutOfStep {
         what: "a QEMU without a process id",

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::lab::{LabConfig, QemuVersion, Wiring};
 use crate::run::{MigrationOptions, MigrationRun, StageOptions, TrafficSpec, run_migration};
+use crate::show::elsewhere::release;
 
 pub(super) const TUNNELS: [&str; 3] = ["ipip", "vxlan", "gre"];
 pub(super) const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
@@ -121,15 +122,6 @@ pub(super) fn play(spec: &Spec, load: Load) -> Cell {
     }
 }
 
-/// The kernel that runs, without what its packager adds.
-fn release() -> String {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let end = release.find(['+', '-']).unwrap_or(release.len());
-    release[..end].to_owned()
-}
-
 fn judge(cell: Cell, spec: &Spec, run: &MigrationRun) -> Cell {
     let sides = [&run.source, &run.dest].map(|side| side.clone().unwrap_or_default());
     let reports = sides
@@ -187,7 +179,8 @@ fn buffer(report: &Value) -> String {
     }
 }
 
-fn said(run: &MigrationRun) -> String {
+/// Both sides' own words.
+pub(in crate::show) fn said(run: &MigrationRun) -> String {
     let sides = [("source", &run.source), ("dest", &run.dest)];
     let told = sides.map(|(name, side)| {
         let side = side.clone().unwrap_or_default();

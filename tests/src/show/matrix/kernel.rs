@@ -1,13 +1,14 @@
 //! The cells of one of the lab's kernels: it is booted, and plays them all.
 
-use std::io::{self, Write};
+use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use super::cell::Cell;
 use super::{MatrixArguments, tell};
-use crate::lab::{Kernel, KernelRun, QemuVersion, cache_dir};
+use crate::lab::{Kernel, QemuVersion};
+use crate::show::elsewhere::{self, Played};
 use crate::show::screen::Screen;
 
 /// For the boot.
@@ -16,12 +17,8 @@ const BOOT: Duration = Duration::from_secs(120);
 const PER_CELL: Duration = Duration::from_secs(90);
 /// A guest that is emulated on an emulated machine is not waited for any shorter.
 const PER_CELL_NESTED: Duration = Duration::from_secs(400);
-const MEMORY_MIB: u32 = 3072;
 /// Has modprobe say that there is no such module.
 const WITHOUT_PLUG: &str = "mkdir -p /etc/modprobe.d; echo 'install sch_plug /bin/false' >/etc/modprobe.d/katamaran-lab.conf";
-
-/// What a kernel says that came up, before its first cell.
-pub(super) const UP: &str = "up";
 
 /// Boots a kernel that plays all of its cells, once with sch_plug and once without.
 pub(super) fn cells_on(
@@ -50,95 +47,44 @@ fn booted(
     set_up: &str,
     options: &MatrixArguments,
 ) -> Result<Vec<Cell>> {
-    let this = std::env::current_exe().context("find this program")?;
-    let mut command = vec![this.into_os_string(), "matrix".into(), "--cells".into()];
-    command.push(format!("--pps={}", options.pps).into());
-    command.push(format!("--qemu={}", options.qemu).into());
+    let mut arguments: Vec<OsString> = vec!["matrix".into(), "--cells".into()];
+    arguments.push(format!("--pps={}", options.pps).into());
+    arguments.push(format!("--qemu={}", options.qemu).into());
     for (flag, on) in [("--quick", options.quick), ("--vhost", options.vhost)] {
         if on {
-            command.push(flag.into());
+            arguments.push(flag.into());
         }
     }
     let tunnels = options.tunnel.iter().map(|one| format!("--tunnel={one}"));
     let families = options.family.iter().map(|one| format!("--family={one}"));
     let wirings = options.wiring.iter().map(|one| format!("--wiring={one}"));
     let filters = tunnels.chain(families).chain(wirings);
-    command.extend(filters.map(Into::into));
-    let per_cell = match options.qemu {
-        QemuVersion::StandIn => PER_CELL,
-        _ => PER_CELL_NESTED,
-    };
+    arguments.extend(filters.map(Into::into));
     let set_up = match options.vhost {
         true => &format!("modprobe vhost_net; {set_up}"),
         false => set_up,
     };
+    let per_cell = match options.qemu {
+        QemuVersion::StandIn => PER_CELL,
+        _ => PER_CELL_NESTED,
+    };
     let count = u32::try_from(options.specs().len()).unwrap_or(u32::MAX);
-    let run = KernelRun {
-        set_up,
-        directory: cache_dir(),
-        memory_mib: MEMORY_MIB,
-        deadline: BOOT + per_cell * count,
-        ..KernelRun::new(kernel, command)
-    };
-    let mut said = Cells {
-        screen,
-        line: Vec::new(),
-        up: false,
-        cells: Vec::new(),
-    };
-    let mut stderr = Vec::new();
-    let ended = run.run(&mut said, &mut stderr);
-    let stderr = String::from_utf8_lossy(&stderr);
-    if !said.up {
-        let reason = match ended {
-            Ok(status) => format!("status {status}: {stderr}"),
-            Err(error) => format!("{error:#}"),
-        };
-        ensure!(options.skip, "{kernel} did not come up: {reason}");
-        screen.print(&format!("SKIP {kernel}: it did not come up: {reason}"))?;
+    let deadline = BOOT + per_cell * count;
+    let each = |cell: &Cell| tell(screen, cell);
+    let played = elsewhere::play(kernel, set_up, deadline, arguments, options.skip, each)?;
+    let Some(Played {
+        mut cells,
+        cut_short,
+    }) = played
+    else {
         return Ok(Vec::new());
-    }
-    let mut cells = said.cells;
+    };
     // What was played counts, and what was not is bad.
-    if !matches!(ended, Ok(0)) {
-        cells.push(Cell {
-            kernel: kernel.to_string(),
-            verdict: "not played to the end".to_owned(),
-            said: format!("{ended:?}\n{stderr}"),
-            ..Cell::default()
-        });
-    }
+    cells.extend(cut_short.map(|said| Cell {
+        kernel: kernel.to_string(),
+        verdict: "not played to the end".to_owned(),
+        said,
+        ..Cell::default()
+    }));
     Ok(cells)
-}
-
-/// Reads cells as they come, and tells of each.
-struct Cells<'a> {
-    screen: &'a Screen,
-    line: Vec<u8>,
-    up: bool,
-    cells: Vec<Cell>,
-}
-
-impl Write for Cells<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            if *byte != b'\n' {
-                self.line.push(*byte);
-                continue;
-            }
-            let line = std::mem::take(&mut self.line);
-            if self.up {
-                let cell: Cell = serde_json::from_slice(&line)?;
-                tell(self.screen, &cell).map_err(io::Error::other)?;
-                self.cells.push(cell);
-            } else {
-                self.up = line == UP.as_bytes();
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -5,12 +5,12 @@
 mod cell;
 mod kernel;
 
-use std::str::FromStr;
-
 use anyhow::Result;
 use clap::Args;
 
+pub(super) use self::cell::said;
 use self::cell::{Cell, FAMILIES, Load, Spec, TUNNELS, play};
+use super::elsewhere::{self, Place};
 use super::screen::Screen;
 use super::table::Table;
 use crate::lab::{Kernel, QemuVersion, Wiring};
@@ -53,24 +53,6 @@ pub struct MatrixArguments {
     cells: bool,
 }
 
-/// Where cells are played.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Own,
-    Vm(Kernel),
-}
-
-impl FromStr for Place {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "own" => Ok(Self::Own),
-            other => Ok(Self::Vm(other.parse()?)),
-        }
-    }
-}
-
 impl MatrixArguments {
     /// Plays, and prints. Returns whether nothing was lost, doubled or reordered in any cell, and each was proven.
     ///
@@ -80,10 +62,7 @@ impl MatrixArguments {
     pub fn run(&self) -> Result<bool> {
         let screen = Screen::default();
         if self.cells {
-            screen.print(kernel::UP)?;
-            for cell in self.cells_here() {
-                screen.print(&serde_json::to_string(&cell)?)?;
-            }
+            elsewhere::tell(&screen, self.cells_here())?;
             return Ok(true);
         }
         matrix(&screen, self)
