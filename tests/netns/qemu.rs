@@ -76,7 +76,7 @@ async fn a_qemu_is_found_out_through_its_process() {
     assert_eq!(NetNs::of_pid(holder.pid()).unwrap(), net.netns);
     assert_eq!(found.descriptors.len(), 1);
     assert!(
-        duplicate(&holder).vnet_header_size() >= 10,
+        duplicate(&holder).vnet_header_size().unwrap() >= 10,
         "virtio-net turns headers on"
     );
     assert_eq!(

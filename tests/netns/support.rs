@@ -275,6 +275,12 @@ impl Tap {
         unsafe { tun::set_offload(self.files[0].as_raw_fd(), TUN_F_CSUM).unwrap() };
     }
 
+    /// Gives frames a header of another length from now on, as QEMU does when its guest's driver comes up.
+    pub(crate) fn set_header(file: &File, header: i32) {
+        // SAFETY: gets a pointer to what it reads, valid for the call.
+        unsafe { tun::set_header_size(file.as_raw_fd(), &raw const header).unwrap() };
+    }
+
     /// Hands the first queue to a child process, as its standard input, and the second as its
     /// standard output.
     pub(crate) fn hand_over(self) -> Holder {

@@ -79,12 +79,32 @@ fn headers_of_ten_bytes_and_of_twelve_are_both_understood() {
         let net = Net::new();
         let holder = Tap::with(&net, 1, header).hand_over();
         let queues = duplicate(holder.pid());
-        assert_eq!(queues.vnet_header_size(), usize::try_from(header).unwrap());
+        assert_eq!(
+            queues.vnet_header_size().unwrap(),
+            usize::try_from(header).unwrap()
+        );
         send_numbered(&net, 7..8);
         let frames = queues.read_unread(usize::MAX).unwrap();
         assert_eq!(frames[0].frame[..6], VM_MAC.0);
         assert_eq!(number(&frames[0].frame), 7);
     }
+}
+
+/// A VM that arrives brings a driver that is up. What waits in the ring is read with another header then.
+#[test]
+fn a_header_that_gets_longer_while_the_ring_is_held_costs_no_frame() {
+    require_root!();
+    let net = Net::new();
+    let tap = Tap::with(&net, 1, 10);
+    let qemus = tap.files[0].try_clone().unwrap();
+    let holder = tap.hand_over();
+    let queues = duplicate(holder.pid());
+    send_numbered(&net, 7..9);
+    Tap::set_header(&qemus, 12);
+    let frames = queues.read_unread(usize::MAX).unwrap();
+    let numbers: Vec<u32> = frames.iter().map(|f| number(&f.frame)).collect();
+    assert_eq!(numbers, [7, 8]);
+    assert_eq!(frames[0].frame[..6], VM_MAC.0);
 }
 
 #[test]

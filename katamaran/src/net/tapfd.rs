@@ -19,7 +19,7 @@
 //! - A multi-queue tap has one open file and one ring for each queue. A flow stays on one queue, so the
 //!   order within a flow is the order within a queue.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -57,9 +57,8 @@ pub struct TapQueues {
 #[derive(Debug)]
 struct Queue {
     fd: OwnedFd,
-    /// Bytes in front of each frame: packet information, then the virtio-net header.
+    /// Bytes in front of each frame, before the virtio-net header.
     packet_info: usize,
-    vnet_header: usize,
 }
 
 impl TapQueues {
@@ -104,10 +103,15 @@ impl TapQueues {
         self.queues.len()
     }
 
-    /// Length in bytes of the virtio-net header in front of each frame; 0 without.
-    #[must_use]
-    pub fn vnet_header_size(&self) -> usize {
-        self.queues.first().map_or(0, |queue| queue.vnet_header)
+    /// Length in bytes of the virtio-net header in front of each frame that is read now; 0 without.
+    ///
+    /// # Errors
+    /// The tap was deleted, or a queue was detached from it.
+    pub fn vnet_header_size(&self) -> Result<usize> {
+        match self.queues.first() {
+            Some(queue) => vnet_header_size(queue.fd.as_fd(), &self.tap),
+            None => Ok(0),
+        }
     }
 
     /// The namespace that the tap is in now, whatever namespace the process is in.
@@ -167,8 +171,10 @@ impl TapQueues {
         let mut buffer = vec![0; READ_BUFFER];
         let mut room = limit;
         for queue in &self.queues {
+            // QEMU changes it when a VM whose driver is up arrives.
+            let vnet_header = vnet_header_size(queue.fd.as_fd(), &self.tap)?;
             while room > 0 {
-                let Some(frame) = queue.read(&self.tap, &mut buffer)? else {
+                let Some(frame) = queue.read(&self.tap, vnet_header, &mut buffer)? else {
                     break;
                 };
                 frames.push(frame);
@@ -179,11 +185,25 @@ impl TapQueues {
     }
 }
 
+/// The name of the tap behind a descriptor, and its flags.
+fn iff(fd: BorrowedFd<'_>, tap: &str) -> Result<(String, u32)> {
+    sys::tun_iff(fd)
+        .map_err(|errno| NetError::kernel("ask a descriptor for the name of tap", tap, errno))
+}
+
+/// Length in bytes of the virtio-net header in front of each frame that is read now; 0 without.
+fn vnet_header_size(fd: BorrowedFd<'_>, tap: &str) -> Result<usize> {
+    let (_, flags) = iff(fd, tap)?;
+    if flags & IFF_VNET_HDR == 0 {
+        return Ok(0);
+    }
+    sys::tun_vnet_header_size(fd)
+        .map_err(|errno| NetError::kernel("ask for the header size of tap", tap, errno))
+}
+
 impl Queue {
     fn check(tap: &str, fd: OwnedFd) -> Result<Self> {
-        let failed = |operation, errno| NetError::kernel(operation, tap, errno);
-        let (name, flags) = sys::tun_iff(fd.as_fd())
-            .map_err(|errno| failed("ask a descriptor for the name of tap", errno))?;
+        let (name, flags) = iff(fd.as_fd(), tap)?;
         if name != tap {
             return Err(NetError::WrongKind {
                 device: format!("the descriptor taken for tap {tap}"),
@@ -191,25 +211,15 @@ impl Queue {
                 wanted: "of the VM's tap",
             });
         }
-        let vnet_header = if flags & IFF_VNET_HDR == 0 {
-            0
-        } else {
-            sys::tun_vnet_header_size(fd.as_fd())
-                .map_err(|errno| failed("ask for the header size of tap", errno))?
-        };
         let packet_info = if flags & IFF_NO_PI == 0 {
             PACKET_INFO
         } else {
             0
         };
-        Ok(Self {
-            fd,
-            packet_info,
-            vnet_header,
-        })
+        Ok(Self { fd, packet_info })
     }
 
-    fn read(&self, tap: &str, buffer: &mut [u8]) -> Result<Option<TapFrame>> {
+    fn read(&self, tap: &str, vnet_header: usize, buffer: &mut [u8]) -> Result<Option<TapFrame>> {
         let length = loop {
             match sys::read_nowait(self.fd.as_fd(), buffer) {
                 Ok(length) => break length,
@@ -225,7 +235,7 @@ impl Queue {
             });
         }
         let read = buffer.get(..length).unwrap_or_default();
-        split(read, self.packet_info, self.vnet_header)
+        split(read, self.packet_info, vnet_header)
             .map(Some)
             .ok_or_else(|| NetError::Incomplete {
                 operation: "read from tap",

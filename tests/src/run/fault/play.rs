@@ -147,6 +147,7 @@ fn play(case: FaultCase, stage: &mut Stage) -> Result<Played> {
     let at_once = match (case.fault.signal(), case.fault.kills_qemu()) {
         (Some((role, signal)), _) => AtOnce::Signal(Target::Katamaran(role), signal),
         (_, Some(node)) => AtOnce::Signal(Target::Qemu(node), Signal::SIGKILL),
+        (None, None) if case.fault.is_of_disks() => AtOnce::Note,
         (None, None) => AtOnce::StandStill,
     };
     let sign = (!case.moment.is_of_disks()).then(|| case.moment.sign());
