@@ -213,7 +213,9 @@ fn own_words(case: FaultCase) -> &'static [&'static str] {
         Fault::PathSilent if late => &[],
         // The mirrors may have ended well by then: what fails is to close the exports, or QEMU's last flush.
         Fault::ExportStopped if case.moment == Moment::Stopped => &["the destination"],
-        Fault::ExportStopped | Fault::PathSilent => &["drive-virtio-disk"],
+        // A QEMU whose writes wait for B may not even say how its jobs are.
+        Fault::PathSilent => &["drive-virtio-disk|block jobs on the source"],
+        Fault::ExportStopped => &["drive-virtio-disk"],
         Fault::SourceKilled
         | Fault::SourceQemuKilled
         | Fault::LinkLossy

@@ -1,5 +1,6 @@
 //! Plays a migration with one fault in it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use super::judge::{self, Facts};
 use super::trail::{AtOnce, Struck, Target, Trail, Written};
 use super::{Fault, FaultCase, Moment, disks, operator};
 use crate::lab::{LabConfig, Node};
-use crate::leak::{Scope, Snapshot};
+use crate::leak::{Scope, Snapshot, session_files};
 use crate::run::disk::DiskLoad;
 use crate::run::drives::DriveOptions;
 use crate::run::katamaran::Role;
@@ -119,6 +120,7 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         was_on_b,
     )?;
     problems.extend(left.iter().map(|line| format!("left behind: {line}")));
+    forget(&session);
     Ok(FaultRun {
         problems,
         reached: Moment::last(&struck.written),
@@ -147,6 +149,7 @@ fn play(case: FaultCase, stage: &mut Stage) -> Result<Played> {
     let at_once = match (case.fault.signal(), case.fault.kills_qemu()) {
         (Some((role, signal)), _) => AtOnce::Signal(Target::Katamaran(role), signal),
         (_, Some(node)) => AtOnce::Signal(Target::Qemu(node), Signal::SIGKILL),
+        (None, None) if case.fault.is_of_disks() => AtOnce::Note,
         (None, None) => AtOnce::StandStill,
     };
     let sign = (!case.moment.is_of_disks()).then(|| case.moment.sign());
@@ -238,6 +241,16 @@ fn running(runs: [bool; 2]) -> Vec<Node> {
     nodes
         .filter_map(|(node, runs)| runs.then_some(node))
         .collect()
+}
+
+/// What a case that went wrong has left is told by now, and must not get in the way of the next one.
+fn forget(session: &str) {
+    for line in session_files(session) {
+        let path = Path::new(line.trim_start_matches("+ file "));
+        std::fs::remove_dir_all(path)
+            .or_else(|_| std::fs::remove_file(path))
+            .ok();
+    }
 }
 
 fn message(ended: &Ended) -> String {

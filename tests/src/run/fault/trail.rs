@@ -154,6 +154,7 @@ impl Processes {
                 Target::Qemu(Node::B) => self.qemu_b.signal(signal),
             },
             AtOnce::StandStill => self.both(Signal::SIGSTOP),
+            AtOnce::Note => {}
         }
     }
 
@@ -221,6 +222,8 @@ pub(super) enum AtOnce {
     Signal(Target, Signal),
     /// Both katamarans stand still until [`Trail::go_on`], so that there is time to do something else.
     StandStill,
+    /// Nothing. QEMU's disks would stand still as well, for their mirrors pass through katamaran.
+    Note,
 }
 
 impl Trail {
