@@ -186,6 +186,9 @@ impl MigrationRun {
                 }
             }
         }
+        if let Some(missed) = self.missed_by_guest() {
+            line.push_str(&format!(" not_at_guest={missed}"));
+        }
         if self.source.is_some() {
             line.push_str(&format!(" leaks={}", self.leaks.len()));
         }
