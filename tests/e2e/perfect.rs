@@ -61,6 +61,10 @@ pub(crate) fn assert_perfect(run: &MigrationRun) {
             (&0.into(), &0.into(), &0.into())
         );
         assert_eq!(ledger["digest_source"], ledger["digest_dest"]);
+        // Something waited while the VM stood still, and no more than there was.
+        let held = number(report, "/held/packets");
+        let arrived = number(report, "/ledger/d1/packets") + number(report, "/ledger/d2/packets");
+        assert!(0.0 < held && held <= arrived, "{held} held\n{}", all(run));
     }
     // A migration during which nothing had to be redirected would prove nothing.
     assert!(

@@ -228,6 +228,32 @@ pub struct Resumed {
     pub resumed_at_us: i64,
     /// The held packets were released, same clock.
     pub released_at_us: i64,
+    /// What was held for the VM then; absent where that could not be read, and from older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+/// What waited for the VM on the destination when it was told to run: how near the buffer was to its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Packets; in a plug a super-packet counts as one.
+    pub packets: u64,
+    /// Their bytes; only a plug knows.
+    pub bytes: Option<u64>,
+    /// Packets that the plug has dropped because it was full.
+    pub dropped: u64,
+}
+
+impl Held {
+    /// How full the buffer was, in percent.
+    #[must_use]
+    pub fn percent_of(&self, buffer: Buffer) -> u64 {
+        let (held, most) = match buffer {
+            Buffer::Plug { limit_bytes } => (self.bytes.unwrap_or(0), limit_bytes),
+            Buffer::TapRing { slots } => (self.packets, slots),
+        };
+        held.saturating_mul(100) / u64::from(most).max(1)
+    }
 }
 
 /// A frame with its virtio_net_hdr (10 bytes) in front, as read from a tap.
@@ -310,6 +336,7 @@ mod tests {
                 serde_json::to_string(&Reply::Committed(Resumed {
                     resumed_at_us: 1,
                     released_at_us: 2,
+                    held: None,
                 }))
                 .unwrap(),
                 r#"{"Committed":{"resumed_at_us":1,"released_at_us":2}}"#,

@@ -9,7 +9,7 @@ use super::conntrack::report::ConntrackReport;
 use super::ledger::{
     Count, DestinationLedger, DropRecord, Imbalance, Recovered, Returned, SourceLedger, Verdict,
 };
-use super::message::{Buffer, Tunnel};
+use super::message::{Buffer, Held, Tunnel};
 use super::reconcile::Reconciled;
 use super::rollback::Undone;
 use super::shared::report::SharedVolumeReport;
@@ -141,6 +141,9 @@ pub struct Cutover {
     pub qemu_stopped_first: bool,
 }
 
+/// A buffer that was this full is warned of.
+const NEARLY_FULL_PERCENT: u64 = 80;
+
 /// Both halves of the ledger and what they amount to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LedgerReport {
@@ -246,6 +249,9 @@ pub struct Report {
     pub shared_volumes: Vec<SharedVolumeReport>,
     pub tunnel: Option<Tunnel>,
     pub buffer: Option<Buffer>,
+    /// What was held when the VM was told to run on the destination.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// The VM's connections, on the source; `null` where nobody asked for them (`--conntrack off`).
     #[serde(default)]
     pub conntrack: Option<ConntrackReport>,
@@ -284,6 +290,7 @@ impl Report {
             shared_volumes: Vec::new(),
             tunnel: None,
             buffer: None,
+            held: None,
             conntrack: None,
             ledger: None,
             returned: None,
@@ -292,6 +299,29 @@ impl Report {
             drops: Vec::new(),
             warnings: Vec::new(),
             cleanup: Vec::new(),
+        }
+    }
+
+    /// Notes what was held, and warns where the buffer was nearly full, or overflowed.
+    pub(crate) fn note_held(&mut self, held: Option<Held>) {
+        self.held = held;
+        let (Some(held), Some(buffer)) = (held, self.buffer) else {
+            return;
+        };
+        let percent = held.percent_of(buffer);
+        let what = match buffer {
+            Buffer::Plug { .. } => "the plug",
+            Buffer::TapRing { .. } => "the tap's ring",
+        };
+        if held.dropped > 0 {
+            self.warnings.push(format!(
+                "{what} was full and dropped {} packets: a shorter pause, or a larger --downtime, which it is sized by",
+                held.dropped
+            ));
+        } else if percent >= NEARLY_FULL_PERCENT {
+            self.warnings.push(format!(
+                "{what} was {percent} % full when the VM ran on: at a higher rate, or in a longer pause, packets would be dropped"
+            ));
         }
     }
 
@@ -373,4 +403,36 @@ fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The warnings about a buffer that held so much.
+    fn warned(buffer: Buffer, packets: u64, bytes: Option<u64>, dropped: u64) -> Vec<String> {
+        let mut report = Report::new(SessionId(1), Role::Source);
+        report.buffer = Some(buffer);
+        report.note_held(Some(Held {
+            packets,
+            bytes,
+            dropped,
+        }));
+        report.warnings
+    }
+
+    #[test]
+    fn a_buffer_that_is_nearly_full_is_warned_of_and_one_that_overflowed_even_if_it_is_not() {
+        let plug = Buffer::Plug {
+            limit_bytes: 100_000,
+        };
+        assert_eq!(warned(plug, 50, Some(79_999), 0), [""; 0]);
+        let nearly = warned(plug, 50, Some(80_000), 0);
+        assert!(nearly[0].contains("80 % full"), "{nearly:?}");
+        let over = warned(plug, 10, Some(10_000), 3);
+        assert!(over[0].contains("dropped 3 packets") && over[0].contains("--downtime"));
+        let ring = Buffer::TapRing { slots: 1000 };
+        assert_eq!(warned(ring, 799, None, 0), [""; 0]);
+        assert!(warned(ring, 800, None, 0)[0].contains("the tap's ring was 80 % full"));
+    }
 }

@@ -202,13 +202,22 @@ fn write_cutover(out: &mut String, r: &Report) -> std::fmt::Result {
                 Tunnel::Vxlan { port } => format!("vxlan device, UDP port {port}"),
                 Tunnel::None => "no tunnel".to_owned(),
             };
-            let buffer = match buffer {
+            let place = match buffer {
                 Buffer::Plug { limit_bytes } => format!("sch_plug, up to {limit_bytes} bytes"),
                 Buffer::TapRing { slots } => {
                     format!("the tap's ring, {slots} packets (this kernel: no sch_plug)")
                 }
             };
-            writeln!(out, "  path      {tunnel}\n            held in {buffer}")
+            writeln!(out, "  path      {tunnel}\n            held in {place}")?;
+            let Some(held) = r.held else { return Ok(()) };
+            let bytes = held.bytes.map(|bytes| format!(", {bytes} bytes"));
+            writeln!(
+                out,
+                "            {} packets{} when the VM ran on: {} % of that",
+                held.packets,
+                bytes.unwrap_or_default(),
+                held.percent_of(buffer)
+            )
         }
         _ => Ok(()),
     }

@@ -1,10 +1,11 @@
 //! The same frame again and again, as fast as a packet socket takes it.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use anyhow::{Context, Result, ensure};
-use nix::net::if_::if_nametoindex;
+use anyhow::{Context, Result};
+
+use super::packet_socket;
 
 /// Frames that the kernel is handed at once.
 const BATCH: usize = 64;
@@ -20,30 +21,10 @@ pub(crate) struct Sender {
 impl Sender {
     /// On a device of the calling thread's namespace. It receives nothing.
     pub(crate) fn open(device: &str, frame: Vec<u8>) -> Result<Self> {
-        let index = if_nametoindex(device).with_context(|| format!("look up {device}"))?;
-        // SAFETY: plain system calls; the result is checked before it becomes a descriptor.
-        let socket = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-            ensure!(
-                fd >= 0,
-                "open a packet socket: {}",
-                std::io::Error::last_os_error()
-            );
-            OwnedFd::from_raw_fd(fd)
-        };
-        // SAFETY: all zeros is a valid address.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = u16::try_from(libc::AF_PACKET)?;
-        address.sll_ifindex = i32::try_from(index)?;
-        let length = u32::try_from(size_of_val(&address))?;
-        // SAFETY: an address of the length that is told.
-        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-        ensure!(
-            bound == 0,
-            "bind to {device}: {}",
-            std::io::Error::last_os_error()
-        );
-        Ok(Self { socket, frame })
+        Ok(Self {
+            socket: packet_socket::open(device, 0)?,
+            frame,
+        })
     }
 
     /// Sends so many.

@@ -6,13 +6,16 @@
 
 pub mod account;
 mod acks;
+mod announce;
 pub(crate) mod frames;
+mod packet_socket;
 mod silence;
 mod tcp;
 mod udp;
 
 pub use self::account::UdpResult;
 pub use self::acks::{AckCollector, AckRecord};
+pub use self::announce::Announcements;
 pub use self::silence::{Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
 pub use self::udp::{Mark, Sent, UdpLoad, UdpTraffic};

@@ -11,7 +11,7 @@ use crate::ebpf::{
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::ledger::{Count, DestinationLedger, Hop, Numbers, TapBalance};
-use crate::migrate::message::{Arm, Buffer, Tunnel, VmDescription, WireFrame};
+use crate::migrate::message::{Arm, Buffer, Held, Tunnel, VmDescription, WireFrame};
 use crate::migrate::node::{Node, inum, refused};
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::source::{drop_records, inject, outer};
@@ -215,6 +215,26 @@ impl Delivery {
             plug.block().await.doing("hold packets in the plug")?;
         }
         Ok(())
+    }
+
+    /// What is held now.
+    pub(crate) async fn held(&self) -> Option<Held> {
+        let holding = self.holding.lock().await;
+        let plug = holding.as_ref().and_then(|h| h.plug.as_ref());
+        if let Some(plug) = plug {
+            let stats = plug.stats().await.ok()?;
+            return Some(Held {
+                packets: stats.qlen.into(),
+                bytes: Some(stats.backlog.into()),
+                dropped: stats.drops.into(),
+            });
+        }
+        self.observe();
+        Some(Held {
+            packets: lock(&self.watch).left()?,
+            bytes: None,
+            dropped: 0,
+        })
     }
 
     /// Lets the held packets go, in order.

@@ -160,7 +160,15 @@ pub(crate) async fn listen(
 /// activation leaves QEMU paused), so RESUME is waited for.
 pub(crate) async fn run(node: &Node, delivery: Option<&Delivery>) -> Result<Resumed, MigrateError> {
     let mut events = node.qmp.subscribe();
-    node.qmp.execute(Cont).await.doing("run the VM")?;
+    let held = async {
+        match delivery {
+            Some(delivery) => delivery.held().await,
+            None => None,
+        }
+    };
+    // Asked for while QEMU is busy with it.
+    let (told, held) = tokio::join!(node.qmp.execute(Cont), held);
+    told.doing("run the VM")?;
     let event = events
         .wait_for(|e| e.name == EventName::Resume, deadline::QMP_RUN_STATE)
         .await
@@ -180,6 +188,7 @@ pub(crate) async fn run(node: &Node, delivery: Option<&Delivery>) -> Result<Resu
     Ok(Resumed {
         resumed_at_us,
         released_at_us,
+        held,
     })
 }
 

@@ -326,6 +326,7 @@ impl Session<'_> {
                 let run = guest::run(&self.node, self.delivery.as_ref());
                 let resumed = shared::run_fenced(&self.shared, run).await?;
                 self.running = true;
+                self.report.note_held(resumed.held);
                 self.diary.mention(&Record::Running);
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))

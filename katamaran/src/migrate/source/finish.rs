@@ -87,6 +87,7 @@ impl Committed {
     }
 
     async fn note_times(&self, run: &mut Run, resumed: Resumed) {
+        run.report.note_held(resumed.held);
         let clock = self.armed.prepared.peer.client().clock();
         let Some(clock) = clock else { return };
         #[expect(

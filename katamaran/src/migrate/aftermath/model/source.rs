@@ -90,6 +90,7 @@ pub(super) fn receive(world: &mut World, bug: Option<Bug>) -> bool {
             let resumed = Resumed {
                 resumed_at_us: 0,
                 released_at_us: 0,
+                held: None,
             };
             return committed(world, Ok(Reply::Committed(resumed)), bug);
         }

@@ -1,0 +1,58 @@
+//! QEMU stops the VM by itself, before the redirect is in place: somebody has raised its downtime-limit, and it is too old to wait for an
+//! acknowledgement.
+
+use katamaran_tests::lab::{QemuVersion, Wiring};
+use katamaran_tests::run::{MigrationOptions, StageOptions, run_migration};
+
+use crate::support::{all, number, report, require, side};
+
+fn recovered(wiring: Wiring) {
+    let mut stage = StageOptions {
+        meddle: true,
+        ..StageOptions::new(QemuVersion::V7_2, 2000)
+    };
+    stage.lab.wiring = wiring;
+    let run = run_migration(MigrationOptions {
+        stage,
+        ..MigrationOptions::default()
+    })
+    .unwrap();
+    let source = report(side(&run.source));
+    assert_eq!(source["outcome"], "migrated", "{}", all(&run));
+    assert_eq!(
+        source["cutover"]["qemu_stopped_first"],
+        true,
+        "{}",
+        all(&run)
+    );
+    let told = |name: &str| number(source, &format!("/ledger/recovered/{name}"));
+    // What waited in the tap, and the one that the stopped QEMU had taken.
+    assert!(told("from_source_tap") > 0.0, "{}", all(&run));
+    assert_eq!(told("swallowed"), 1.0, "{}", all(&run));
+    assert_eq!(
+        told("into_destination_tap"),
+        told("from_source_tap") + 1.0,
+        "{}",
+        all(&run)
+    );
+    // QEMU may have discarded one that nobody can count.
+    for side in [side(&run.source), side(&run.dest)] {
+        assert_eq!(side.status, Some(0), "{}", all(&run));
+        assert_eq!(report(side)["verdict"], "unproven", "{}", all(&run));
+    }
+    // It had no reason to here: all came once, and in order.
+    assert!(run.client.is_perfect(), "{}", all(&run));
+    assert_eq!(run.leaks, Vec::<String>::new(), "{}", all(&run));
+}
+
+#[test]
+fn what_a_vm_did_not_read_that_qemu_stopped_first_reaches_it_on_the_destination_in_order() {
+    require!(Root, Bpf, Lab);
+    recovered(Wiring::Tap);
+}
+
+#[test]
+fn the_same_for_a_vm_in_a_kata_pod() {
+    require!(Root, Bpf, Lab);
+    recovered(Wiring::Pod);
+}
