@@ -13,7 +13,10 @@ const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_PIN: i64 = 6;
+const BPF_PROG_GET_NEXT_ID: i64 = 11;
+const BPF_MAP_GET_NEXT_ID: i64 = 12;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_GET_NEXT_ID: i64 = 31;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -79,6 +82,46 @@ fn attach_filter(netns: &Netns, device: &str, way: Way, program: &OwnedFd) -> Re
         });
     std::fs::remove_file(&path).with_context(|| format!("unpin {path}"))?;
     attached.map(drop)
+}
+
+/// How many programs, maps and links the machine has.
+///
+/// # Errors
+///
+/// When they can't be counted (root).
+pub fn objects() -> Result<[u64; 3]> {
+    Ok([
+        count(BPF_PROG_GET_NEXT_ID)?,
+        count(BPF_MAP_GET_NEXT_ID)?,
+        count(BPF_LINK_GET_NEXT_ID)?,
+    ])
+}
+
+/// Goes from each number to the next one in use.
+fn count(next: i64) -> Result<u64> {
+    let mut attributes = [0_u32; 32];
+    let mut count = 0;
+    loop {
+        // SAFETY: the attributes are of this size, and the kernel writes only into them.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                next,
+                attributes.as_mut_ptr(),
+                size_of_val(&attributes),
+            )
+        };
+        if result < 0 {
+            let error = std::io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::ENOENT) => Ok(count),
+                _ => Err(error).context("count BPF objects"),
+            };
+        }
+        count += 1;
+        // `start_id`, which `next_id` follows.
+        attributes[0] = attributes[1];
+    }
 }
 
 /// A device's index in the calling thread's namespace.

@@ -63,6 +63,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Migrates one VM there and back, again and again (root; see `shuttle --help`)
+    #[command(disable_help_flag = true)]
+    Shuttle {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Migrates once on each kernel, through each tunnel, and prints a table (root; see `matrix --help`)
     #[command(disable_help_flag = true)]
     Matrix {
@@ -108,6 +114,7 @@ fn main() -> ExitCode {
         Task::Model => test::model(&workspace),
         Task::Cancel { args } => lab::run(&workspace, Some("cancel"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
+        Task::Shuttle { args } => lab::run(&workspace, Some("shuttle"), &args),
         Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),
         Task::Ablations { args } => lab::run(&workspace, Some("ablations"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),

@@ -15,8 +15,8 @@ use katamaran_tests::run::{
 use katamaran_tests::show::{
     AblationArguments, CancelOptions, ConnectionsBenchOptions, FaultOptions, MatrixArguments,
     MirrorBenchOptions, OtherKernel, RedirectBenchOptions, Scene as ShowScene, SceneDisks, Screen,
-    SoakOptions, cancel_soak, connections_bench, demo, fault_matrix, mirror_bench, redirect_bench,
-    soak,
+    ShuttleOptions, SoakOptions, cancel_soak, connections_bench, demo, fault_matrix, mirror_bench,
+    redirect_bench, shuttle, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -107,6 +107,8 @@ enum Command {
     Faults(FaultOptions),
     /// Cancel one VM's migration at random moments, under load, and see that neither VM nor traffic notices
     Cancel(CancelOptions),
+    /// Migrate one VM there and back again and again under one load, and see that nothing is lost and nothing adds up
+    Shuttle(ShuttleOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
     Matrix(MatrixArguments),
     /// Take away from katamaran what keeps packets from being lost, one thing at a time, and see them lost
@@ -350,6 +352,7 @@ fn main() -> Result<()> {
         }
         Command::Vm(vm) => vm.run(),
         Command::Cancel(options) => finish(cancel_soak(&Screen::default(), options)?),
+        Command::Shuttle(options) => finish(shuttle(&Screen::default(), options)?),
         Command::Matrix(matrix) => finish(matrix.run()?),
         Command::Ablations(ablations) => finish(ablations.run()?),
         Command::Sweep => sweep()?

@@ -147,6 +147,11 @@ impl Lab {
         &self.network
     }
 
+    /// Lets what has been A be B from now on, and the other way round.
+    pub fn swap_nodes(&mut self) {
+        self.network.swap_nodes();
+    }
+
     /// A directory for sockets, logs and images; gone with the lab.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -196,7 +201,7 @@ impl Lab {
             vhost: self.config.vhost,
             extra_args: self.config.extra_qemu_args.clone(),
         };
-        let name = format!("guest-{}", node.place());
+        let name = format!("guest-{}", self.network.first(node).place());
         Guest::start(
             &spec,
             &image,
@@ -250,7 +255,7 @@ impl Lab {
     ///
     /// When `ip` fails.
     pub fn cut_link(&self, node: Node) -> Result<()> {
-        let port = node.fabric_port();
+        let port = self.network.first(node).fabric_port();
         self.cut.store(true, Ordering::Relaxed);
         self.network.fabric.ip(&format!("link set {port} down"))
     }
@@ -279,7 +284,7 @@ impl Lab {
     ///
     /// When `tc` fails, for one because this has been done before.
     pub fn slow_path_to_b(&self, port: u16, bytes_per_second: u64) -> Result<()> {
-        let device = Node::B.fabric_port();
+        let device = self.network.first(Node::B).fabric_port();
         for command in [
             &format!("qdisc add dev {device} root handle 1: htb"),
             &format!(

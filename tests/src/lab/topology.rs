@@ -126,6 +126,8 @@ pub struct Network {
     pub pods: Option<[Netns; 2]>,
     /// Programs on the nodes that are part of the wiring.
     programs: Vec<Arc<OwnedFd>>,
+    /// A and B have changed places: see [`Network::swap_nodes`].
+    swapped: bool,
 }
 
 pub(super) const FORWARDING: [(&str, &str); 2] =
@@ -153,6 +155,7 @@ impl Network {
                 false => None,
             },
             programs: Vec::new(),
+            swapped: false,
         };
         network.fabric.sysctl(&FORWARDING)?;
         network.cable(&network.client, "port-c", 0)?;
@@ -179,6 +182,21 @@ impl Network {
             Node::A => &self.a,
             Node::B => &self.b,
         }
+    }
+
+    /// Lets what has been A be B from now on, and the other way round: V is where it came to, and may go back.
+    pub fn swap_nodes(&mut self) {
+        std::mem::swap(&mut self.a, &mut self.b);
+        if let Some(pods) = &mut self.pods {
+            pods.swap(0, 1);
+        }
+        self.swapped = !self.swapped;
+    }
+
+    /// The node that this one was at first: it has that one's addresses and cable.
+    #[must_use]
+    pub fn first(&self, node: Node) -> Node {
+        if self.swapped { node.other() } else { node }
     }
 
     /// V's own namespace on a node, where the wiring has one.
@@ -210,6 +228,7 @@ impl Network {
     ///
     /// When `ip` fails.
     pub fn route_guest_to(&self, node: Node) -> Result<()> {
+        let node = self.first(node);
         self.fabric.ip(&format!(
             "route replace {GUEST_V4}/32 via {}
              -6 route replace {GUEST_V6}/128 via {}

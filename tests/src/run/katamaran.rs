@@ -109,7 +109,8 @@ impl KatamaranProcess {
         };
         command.arg("--qmp").arg(guest.qmp_path());
         if role == Role::Source {
-            command.arg(format!("--dest-ip={},{}", Node::B.ipv4(), Node::B.ipv6()));
+            let b = stage.lab.network().first(Node::B);
+            command.arg(format!("--dest-ip={},{}", b.ipv4(), b.ipv6()));
             command.arg(format!("--vm-ip={GUEST_V4},{GUEST_V6}"));
         }
         if !matches!(stage.options.storage, Storage::Local(_)) {

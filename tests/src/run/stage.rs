@@ -239,6 +239,18 @@ impl Stage {
         Ok(())
     }
 
+    /// V has come to B: what was B is A from now on, with a new QEMU waiting where V was. V has no disks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::renew_guest_b`].
+    pub fn turn_round(&mut self) -> Result<()> {
+        self.lab.swap_nodes();
+        std::mem::swap(&mut self.guest_a, &mut self.guest_b);
+        std::mem::swap(&mut self.qmp_a, &mut self.qmp_b);
+        self.renew_guest_b()
+    }
+
     /// The namespaces of both nodes, with V's own.
     pub fn nodes(&self) -> impl Iterator<Item = &Netns> + Clone {
         self.lab.network().node_side()
