@@ -9,7 +9,7 @@ use katamaran_common::segments::{count_of, wire_segments};
 use katamaran_common::trace::Tunnel;
 
 use crate::encapsulate::{carried, gre_length};
-use crate::kernel::{KernelBytes, KernelSkb, device};
+use crate::kernel::{KernelBytes, KernelSkb, device, load};
 use crate::maps;
 
 /// A driver was handed `skb`. If it is the tap's, it counts: V's packets apart from all others.
@@ -17,8 +17,10 @@ use crate::maps;
 pub(crate) fn transmitted(skb: u64, dev: u64) -> Option<()> {
     let config = maps::config()?;
     let offsets = &config.offsets;
-    let device = device(offsets, dev)?;
-    if device.ifindex != config.tap_ifindex || device.netns_inum != config.tap_netns_inum {
+    // By one reading: this runs for each packet that any device of the machine sends.
+    if load::<u32>(dev, offsets.dev_ifindex)? != config.tap_ifindex
+        || device(offsets, dev)?.netns_inum != config.tap_netns_inum
+    {
         return None;
     }
     let skb = KernelSkb::new(offsets, skb)?;

@@ -49,6 +49,13 @@ fn the_vm_keeps_its_disks_when_the_destinations_qemu_is_killed() {
 }
 
 #[test]
+fn a_vm_that_writes_survives_that_its_mirrors_are_given_up_as_they_begin() {
+    require!(Root, Bpf, Lab);
+    let moments = [(OLD, Moment::MirrorStart), (NEW, Moment::MirrorStart)];
+    goes_on(Fault::SourceInterrupted, &moments);
+}
+
+#[test]
 fn the_vm_keeps_its_disks_when_the_link_is_cut() {
     require!(Root, Bpf, Lab);
     goes_on(Fault::LinkCut, &[(NEW, Moment::Ready)]);

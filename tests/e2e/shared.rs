@@ -14,6 +14,7 @@ use katamaran_tests::run::{
 };
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::stat::{major, minor};
 use serde_json::Value;
 
 use crate::support::{all, both, number, report, require};
@@ -46,12 +47,14 @@ fn image(stage: &Stage) -> PathBuf {
 
 /// The bytes of an image that anybody on this machine holds OFD locks on, by their first ones.
 fn locked(image: &Path) -> Vec<u64> {
-    let inode = format!(":{}", std::fs::metadata(image).unwrap().ino());
+    let file = std::fs::metadata(image).unwrap();
+    let device = (major(file.dev()), minor(file.dev()));
+    let inode = format!("{:02x}:{:02x}:{}", device.0, device.1, file.ino());
     let table = std::fs::read_to_string("/proc/locks").unwrap();
     let mut starts: Vec<u64> = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .filter(|words| words.len() == 8 && words[1] == "OFDLCK" && words[5].ends_with(&inode))
+        .filter(|words| words.len() == 8 && words[1] == "OFDLCK" && words[5] == inode)
         .map(|words| words[6].parse().unwrap())
         .collect();
     starts.sort_unstable();

@@ -38,9 +38,9 @@ const BEHIND: u32 = 3000;
 /// What a plain QEMU may pause for; it spends all of that where the path is slow.
 const PLAIN_DOWNTIME_LIMIT_MS: u64 = 1500;
 /// Of the plug's scene, where everything is emulated.
-const PLUG_PPS: u32 = 400;
+const PLUG_PPS: u32 = 1000;
 /// Of each packet in the plug's scene: a pause of some milliseconds fills a small plug.
-const LARGE_PACKET: usize = 1000;
+const LARGE_PACKET: usize = 1400;
 
 /// What is to be played.
 #[derive(Debug, Clone, Args)]

@@ -70,8 +70,8 @@ impl GiveBack {
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
         // QEMU answers nothing while it waits for a destination's drive that is gone.
-        if let Some(drives) = &self.drives {
-            drives.cut().await;
+        if let Some(drives) = self.drives.clone() {
+            problems.extend(drives.remove().await.err());
         }
         if let Err(error) = self.qmp.execute(MigrateCancel).await {
             problems.push(chain(&error));

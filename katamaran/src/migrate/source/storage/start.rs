@@ -50,7 +50,7 @@ pub(super) async fn start(
 
     let streams = HandedStreams::new(to_destination(armed, run.session, Preamble::nbd));
     let path = streams.status().clone();
-    let residue = Residue::new(qmp.clone(), streams);
+    let residue = Residue::new(qmp.clone(), streams, run.diary.clone());
     let undo = residue.clone();
     run.undo
         .cleanup("mirrors of the drives", move || undo.remove());
