@@ -65,6 +65,14 @@ impl Story {
         self.records.contains(record)
     }
 
+    /// Whether we have stopped the VM, and not let it run again since.
+    #[must_use]
+    pub fn has_stopped_vm(&self) -> bool {
+        let mut runs_and_stops = self.records.iter().rev();
+        runs_and_stops.find(|r| matches!(r, Record::Stopping | Record::Resumed))
+            == Some(&Record::Stopping)
+    }
+
     /// The last phase.
     #[must_use]
     pub fn phase(&self) -> Option<&str> {

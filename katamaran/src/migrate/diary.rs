@@ -81,6 +81,11 @@ impl Diary {
         Self::begin(node, beginning)
     }
 
+    /// The one of a session that was taken over.
+    pub(crate) fn of(journal: Journal) -> Self {
+        Self(Some(journal))
+    }
+
     /// Written before it is done.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use super::look::{Seen, pins_of};
 use crate::deadline;
 use crate::ebpf::{self, EbpfError};
 use crate::journal::{Found, Record, Role, Story, adopt};
+use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::source::storage::remove_all;
 use crate::migrate::storage::Side;
@@ -29,13 +30,18 @@ const ROUNDS: usize = 8;
 /// A dead session, and the ways to what it left.
 pub(super) struct Context<'a> {
     pub(super) story: &'a Story,
+    /// Where that story goes on.
+    pub(super) diary: Diary,
     pub(super) seen: Seen,
 }
 
 impl Context<'_> {
     pub(super) async fn carry_out(&self, deed: &Deed) -> Result<(), String> {
         match deed {
-            Deed::RemoveMirrors => remove_all(self.qmp()?).await.map_err(|e| chain(&e)),
+            Deed::RemoveMirrors => {
+                let removed = remove_all(self.qmp()?, &self.diary).await;
+                removed.map_err(|e| chain(&e))
+            }
             Deed::CancelMigration => self.cancel_migration().await,
             Deed::RemovePrograms => self.remove_programs().await,
             Deed::ResumeVm => self.resume().await,

@@ -125,8 +125,8 @@ fn back_to_source(story: &Story, facts: &Facts, qemu: &QemuFacts) -> Vec<Deed> {
         .is_some_and(|status| !status.is_final() && *status != MigrationStatus::None);
     // QEMU itself stops it for the switch-over; what somebody else has paused stays paused.
     let stopped_by_us = match qemu.status {
-        RunState::FinishMigrate | RunState::Postmigrate => true,
-        RunState::Paused => story.has(&Record::Stopping),
+        RunState::FinishMigrate | RunState::Postmigrate => ours,
+        RunState::Paused => story.has_stopped_vm(),
         _ => false,
     };
     let settings = story
@@ -137,7 +137,7 @@ fn back_to_source(story: &Story, facts: &Facts, qemu: &QemuFacts) -> Vec<Deed> {
         (qemu.mirrors, Deed::RemoveMirrors),
         (ours && under_way, Deed::CancelMigration),
         (facts.programs, Deed::RemovePrograms),
-        (ours && !qemu.running && stopped_by_us, Deed::ResumeVm),
+        (!qemu.running && stopped_by_us, Deed::ResumeVm),
         (settings, Deed::RestoreQemu),
         (qemu.exports, Deed::RemoveExports),
     ]

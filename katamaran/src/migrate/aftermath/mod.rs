@@ -33,6 +33,7 @@ pub use settle::Answer;
 pub use status::{Status, status};
 
 use self::decide::decide;
+use super::diary::Diary;
 use super::error::{MigrateError, chain};
 use super::node::{Node, refused};
 use crate::ebpf;
@@ -147,6 +148,7 @@ async fn clean_dead(journal: &Journal, story: Story, apply: bool) -> Cleaned {
     }
     let context = apply::Context {
         story: &story,
+        diary: Diary::of(journal.clone()),
         seen,
     };
     for deed in &deeds {

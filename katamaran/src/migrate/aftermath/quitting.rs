@@ -49,7 +49,7 @@ fn left(story: &Story) -> Vec<&'static str> {
     let settings = |record: &Record| matches!(record, Record::QemuSettings { .. });
     let ring = |record: &Record| matches!(record, Record::Ring { .. });
     let any = |is: fn(&Record) -> bool| story.records.iter().any(is);
-    let stopped = story.has(&Record::Stopping) && !story.has(&Record::Resumed);
+    let stopped = story.has_stopped_vm();
     [
         (armed, "eBPF programs, and maybe a redirect or a tunnel"),
         (any(ring), "a longer ring of the tap, and maybe a plug"),

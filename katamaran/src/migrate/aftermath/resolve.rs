@@ -18,6 +18,7 @@ use super::found::Cleaned;
 use super::look::look;
 use super::settle::{self, Answer, DestinationStep, SourceStep};
 use crate::journal::{self, DIRECTORY, Found, Journal, Record, Role, Standing, Story, adopt};
+use crate::migrate::diary::Diary;
 use crate::migrate::error::MigrateError;
 use crate::migrate::node::refused;
 use crate::net::NetNs;
@@ -162,6 +163,7 @@ async fn on_destination(
         DestinationStep::Do(deed, record) => {
             let context = Context {
                 story: &story,
+                diary: Diary::of(journal.clone()),
                 seen,
             };
             let done = context.carry_out(&deed).await;

@@ -132,6 +132,9 @@ impl JobTracker {
         if info.status.is_over() {
             return self.over(ending, info);
         }
+        if let Some(reason) = info.io_status.error() {
+            return Err(self.failed(&info.status.to_string(), reason));
+        }
         if let Some(since) = self.failing {
             return if at.saturating_sub(since) >= deadline::JOB_FAILS {
                 Err(self.failed(&info.status.to_string(), "QEMU did not say why"))
@@ -346,6 +349,25 @@ mod tests {
             assert!(
                 matches!(&error, StorageError::Io { side: Some(Side::Destination), ready: true, reason, .. }
                     if reason == "No space left on device"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_job_that_an_error_has_paused_tells_side_and_reason() {
+        for (io_status, said) in [
+            ("failed", "Input/output error"),
+            ("nospace", "No space left on device"),
+        ] {
+            let mut t = tracker();
+            t.note_error(SOON, Some("write"));
+            let mut paused = seen("paused", 3, None);
+            paused.io_status = io_status.into();
+            let error = t.observe(SOON, false, Some(&paused)).unwrap_err();
+            assert!(
+                matches!(&error, StorageError::Io { side: Some(Side::Destination), reason, state, .. }
+                    if reason == said && state == "paused"),
                 "{error}"
             );
         }

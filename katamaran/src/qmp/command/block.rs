@@ -160,11 +160,40 @@ pub struct BlockdevDel {
     pub node_name: String,
 }
 
+/// Breaks the connection of a block node (`yank`, qapi/yank.json): requests under way on it fail, and all that follow. Refused
+/// for a node that has none.
+#[derive(Debug, Clone, Serialize)]
+pub struct Yank {
+    instances: [YankInstance; 1],
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct YankInstance {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    node_name: String,
+}
+
+impl Yank {
+    /// The connection of this node.
+    #[must_use]
+    pub fn node(node_name: String) -> Self {
+        Self {
+            instances: [YankInstance {
+                kind: "block-node",
+                node_name,
+            }],
+        }
+    }
+}
+
 commands! {
     QueryBlock = "query-block", within deadline::QMP_QUICK => Vec<BlockInfo>;
     QueryNamedBlockNodes = "query-named-block-nodes", within deadline::QMP_QUICK => Vec<BlockNodeInfo>;
     BlockdevAddNbd = "blockdev-add", within deadline::NBD_OPEN => Done;
     BlockdevDel = "blockdev-del", within deadline::QMP_BLOCK => Done;
+    Yank = "yank", within deadline::QMP_QUICK => Done;
 }
 
 #[cfg(test)]

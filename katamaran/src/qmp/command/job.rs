@@ -41,8 +41,31 @@ open_enum! {
     }
 }
 
-/// Starts to mirror a disk to another node. An I/O error ends the job. It stays until it is dismissed,
-/// so that its error can be read.
+open_enum! {
+    /// Whether a job has met an error that paused it.
+    pub enum IoStatus {
+        Ok = "ok",
+        Failed = "failed",
+        NoSpace = "nospace",
+    }
+}
+
+impl IoStatus {
+    /// The error, in the words of QEMU for a job that it ends: all that a paused job says of it.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Failed => Some("Input/output error"),
+            Self::NoSpace => Some("No space left on device"),
+            Self::Other(other) => Some(other),
+        }
+    }
+}
+
+/// Starts to mirror a disk to another node. An I/O error pauses the job: one that it ended would take QEMU
+/// with it where a write of the guest is under way to the target (`immediate_exit` of `mirror_run()`, block/mirror.c). A
+/// job that is over stays until it is dismissed, so that its error can be read.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockdevMirror {
@@ -105,8 +128,8 @@ impl BlockdevMirror {
             sync,
             speed,
             copy_mode,
-            on_source_error: "report",
-            on_target_error: "report",
+            on_source_error: "stop",
+            on_target_error: "stop",
             auto_dismiss: false,
         }
     }
@@ -133,6 +156,8 @@ pub struct BlockJobInfo {
     pub ready: bool,
     /// How far it is.
     pub status: JobStatus,
+    /// Whether an error has paused it.
+    pub io_status: IoStatus,
     /// Why it failed.
     pub error: Option<String>,
     /// Whether every write reaches the target before it is acknowledged (8.2, mirrors only).
@@ -219,8 +244,8 @@ mod tests {
                 serde_json::to_value(mirror).unwrap(),
                 json!({
                     "job-id": "j", "device": "a", "target": "b", "sync": sync, "speed": 0,
-                    "copy-mode": "write-blocking", "on-source-error": "report",
-                    "on-target-error": "report", "auto-dismiss": false,
+                    "copy-mode": "write-blocking", "on-source-error": "stop",
+                    "on-target-error": "stop", "auto-dismiss": false,
                 })
             );
         }

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 
 pub use block::{
     BlockInfo, BlockNodeInfo, BlockdevAddNbd, BlockdevDel, PassedSocket, QueryBlock,
-    QueryNamedBlockNodes,
+    QueryNamedBlockNodes, Yank,
 };
 pub use job::{
     BlockJobCancel, BlockJobChange, BlockJobInfo, BlockJobSetSpeed, BlockdevMirror, CopyMode,
-    JobDismiss, JobStatus, MirrorSync, QueryBlockJobs,
+    IoStatus, JobDismiss, JobStatus, MirrorSync, QueryBlockJobs,
 };
 pub use machine::{
     CommandInfo, CpuInfo, MachineInfo, MemorySize, QomGet, QueryCommands, QueryCpusFast,

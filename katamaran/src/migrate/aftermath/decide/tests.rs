@@ -118,6 +118,12 @@ fn what_others_have_paused_stays_paused() {
     let copied = story(Role::Source, &[Record::Migrating]);
     let paused = decide(&copied, &all_of_it(RunState::Paused)).unwrap();
     assert!(!paused.contains(&Deed::ResumeVm));
+    // Before the migration, while mirrors were being removed; perhaps not for the first time.
+    let records = [Record::Stopping, Record::Resumed, Record::Stopping];
+    for records in [&records[..1], &records[..]] {
+        let decided = decide(&story(Role::Source, records), &all_of_it(RunState::Paused)).unwrap();
+        assert!(decided.contains(&Deed::ResumeVm), "{records:?}");
+    }
     let stopped = story(Role::Source, &[Record::Migrating, Record::Stopping]);
     let paused = decide(&stopped, &all_of_it(RunState::Paused)).unwrap();
     assert!(paused.contains(&Deed::ResumeVm));

@@ -3,9 +3,9 @@
 //!
 //! **The VM stands still while a mirror is ended before its time.** A job that ends frees its memory without regard to a write of the
 //! guest that it still has under way to the destination (`mirror_run()` and `active_write_settle()`, block/mirror.c), and
-//! QEMU crashes, with the VM in it: seen with 7.2 in every second abort that came as its mirrors began. `stop` has QEMU finish the guest's
-//! writes first. Where it can't, because the path is dead, they are given up once `stop` has begun to wait for them; jobs
-//! rest as long as it waits.
+//! QEMU crashes, with the VM in it: seen with 7.2 in every second abort that came as its mirrors began. A job that meets an error only
+//! pauses ([`BlockdevMirror`](crate::qmp::command::BlockdevMirror)), so that the path can be cut first: the guest's writes then
+//! succeed here and fail there, at once, and `stop`, which waits for them, can't hang on a destination that is gone.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,14 +19,12 @@ use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::storage::PREFIX;
 use crate::qmp::command::{
-    BlockJobCancel, BlockdevDel, Cont, JobDismiss, QueryBlockJobs, QueryNamedBlockNodes,
-    QueryStatus, Stop,
+    BlockJobCancel, BlockJobInfo, BlockdevDel, Cont, JobDismiss, QueryBlockJobs,
+    QueryNamedBlockNodes, QueryStatus, Stop, Yank,
 };
 use crate::qmp::{Qmp, QmpError};
 use crate::relay::{HandedStreams, RelayError};
 
-/// How long the guest's writes may take to reach the destination when an abort has stopped the VM.
-const WRITES_END: Duration = Duration::from_millis(300);
 /// Between two looks at jobs that are told to end.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -64,56 +62,53 @@ impl Residue {
         }
     }
 
-    /// Cuts the path, cancels every job by force, waits for their end, and removes our nodes; a VM that runs stands still
-    /// meanwhile. What is gone already is fine, also if it is QEMU.
+    /// Cuts the path and removes the mirrors, see [`remove_all`]. What is gone already is fine, also if it is QEMU.
     pub(crate) async fn remove(self) -> Result<(), String> {
         if self.streams.lock().await.is_none() {
             return Ok(());
         }
-        match self.remove_at_rest().await {
+        self.cut().await;
+        match remove_all(&self.qmp, &self.diary).await {
             Ok(()) => Ok(()),
             Err(error) if error.is_closed() => Ok(()),
             Err(error) => Err(chain(&error)),
         }
     }
-
-    async fn remove_at_rest(&self) -> Result<(), QmpError> {
-        // A QEMU that does not answer is stopping the VM already, and waits for the destination.
-        let asked = self.qmp.execute_within(QueryStatus, WRITES_END).await;
-        let running = asked.is_ok_and(|status| status.running);
-        if running {
-            self.diary.mention(&Record::Stopping);
-            let stop = self.qmp.execute(Stop);
-            tokio::pin!(stop);
-            match tokio::time::timeout(WRITES_END, &mut stop).await {
-                Ok(stopped) => stopped.map(drop)?,
-                Err(_writes_wait) => {
-                    self.cut().await;
-                    stop.await.map(drop)?;
-                }
-            }
-        }
-        self.cut().await;
-        let removed = remove_all(&self.qmp).await;
-        if running {
-            self.qmp.execute(Cont).await?;
-            self.diary.mention(&Record::Resumed);
-        }
-        removed
-    }
 }
 
-/// Removes every job and node that carries our name.
-pub(crate) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
+/// Removes every job and node that carries our name. A VM that runs stands still while jobs are ended.
+pub(crate) async fn remove_all(qmp: &Qmp, diary: &Diary) -> Result<(), QmpError> {
+    if our_jobs(qmp).await?.iter().all(|j| j.status.is_over()) {
+        return remove_at_rest(qmp).await;
+    }
+    // Where the path was not cut through a descriptor of ours, because an earlier run had it.
+    for node_name in our_nodes(qmp).await? {
+        match qmp.execute(Yank::node(node_name)).await {
+            Err(error) if !error.is_refused() => return Err(error),
+            _yanked_or_not_connected => {}
+        }
+    }
+    if !qmp.execute(QueryStatus).await?.running {
+        return remove_at_rest(qmp).await;
+    }
+    diary.mention(&Record::Stopping);
+    let removed = match qmp.execute(Stop).await {
+        Ok(_) => remove_at_rest(qmp).await,
+        Err(error) => Err(error),
+    };
+    // Also after a `stop` that was not answered in time: it may be carried out yet.
+    qmp.execute(Cont).await?;
+    diary.mention(&Record::Resumed);
+    removed
+}
+
+/// Cancels every job by force, waits for their end, and removes our nodes.
+async fn remove_at_rest(qmp: &Qmp) -> Result<(), QmpError> {
     let end = Instant::now() + deadline::JOB_ABORT;
     let mut last = None;
     loop {
-        let jobs = qmp.execute(QueryBlockJobs).await?;
-        let ours: Vec<_> = jobs
-            .into_iter()
-            .filter(|j| j.device.starts_with(PREFIX))
-            .collect();
-        for job in &ours {
+        let jobs = our_jobs(qmp).await?;
+        for job in &jobs {
             let id = job.device.clone();
             let told = if job.status.is_over() {
                 qmp.execute(JobDismiss { id }).await
@@ -126,7 +121,7 @@ pub(crate) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
             };
             last = told.err().or(last);
         }
-        if ours.is_empty() {
+        if jobs.is_empty() {
             match remove_nodes(qmp).await {
                 Ok(()) => return Ok(()),
                 // A node is in use for a moment after its job has ended.
@@ -142,13 +137,20 @@ pub(crate) async fn remove_all(qmp: &Qmp) -> Result<(), QmpError> {
     }
 }
 
-async fn remove_nodes(qmp: &Qmp) -> Result<(), QmpError> {
+async fn our_jobs(qmp: &Qmp) -> Result<Vec<BlockJobInfo>, QmpError> {
+    let mut jobs = qmp.execute(QueryBlockJobs).await?;
+    jobs.retain(|job| job.device.starts_with(PREFIX));
+    Ok(jobs)
+}
+
+async fn our_nodes(qmp: &Qmp) -> Result<Vec<String>, QmpError> {
     let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
-    let ours = nodes
-        .into_iter()
-        .filter_map(|n| n.node_name)
-        .filter(|name| name.starts_with(PREFIX));
-    for node_name in ours {
+    let names = nodes.into_iter().filter_map(|n| n.node_name);
+    Ok(names.filter(|name| name.starts_with(PREFIX)).collect())
+}
+
+async fn remove_nodes(qmp: &Qmp) -> Result<(), QmpError> {
+    for node_name in our_nodes(qmp).await? {
         qmp.execute(BlockdevDel { node_name }).await?;
     }
     Ok(())

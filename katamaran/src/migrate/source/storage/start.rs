@@ -31,7 +31,7 @@ pub(super) async fn start(
 ) -> Result<Mirror, MigrateError> {
     let qmp = &armed.prepared.node.qmp;
     let mode = copy_mode(qmp).await?;
-    remove_all(qmp)
+    remove_all(qmp, &run.diary)
         .await
         .doing("remove mirrors of an earlier run")?;
     match armed
