@@ -62,6 +62,12 @@ fn the_vm_keeps_its_disks_when_the_link_is_cut() {
 }
 
 #[test]
+fn a_vm_that_writes_faster_than_the_path_takes_it_moves_all_the_same() {
+    require!(Root, Bpf, Lab);
+    goes_on(Fault::LinkLossy, &[(NEW, Moment::MirrorStart)]);
+}
+
+#[test]
 fn the_vm_keeps_its_disks_when_the_destinations_disk_is_full() {
     require!(Root, Bpf, Lab);
     let moments = [(NEW, Moment::MidMirror), (OLD, Moment::Copy)];

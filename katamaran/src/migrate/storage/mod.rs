@@ -6,10 +6,12 @@ pub mod drive;
 mod error;
 pub(crate) mod export;
 pub mod job;
+mod pace;
 mod progress;
 
 pub use drive::DriveDescription;
 pub use error::{Mirrored, Side, StorageError};
+pub(crate) use pace::Pace;
 pub use progress::DriveProgress;
 pub(crate) use progress::Meter;
 

@@ -6,7 +6,8 @@
 //!
 //! The copy runs in the background at first. Once every drive is ready, the guest's writes wait for both
 //! sides (`write-blocking`), so that nothing is left to copy when the VM is stopped, however fast it
-//! writes. A QEMU that can't change over (before 8.2) mirrors like that from the start.
+//! writes; sooner if the guest writes faster than the path takes it, so that no drive would ever be ready. A QEMU
+//! that can't change over (before 8.2) mirrors like that from the start.
 
 mod handover;
 mod residue;
@@ -25,7 +26,7 @@ use crate::deadline;
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::report::Disk;
 use crate::migrate::storage::drive::Drive;
-use crate::migrate::storage::{DriveProgress, Mirrored, Side, StorageError, share};
+use crate::migrate::storage::{DriveProgress, Mirrored, Pace, Side, StorageError, share};
 use crate::qmp::command::{
     BlockJobChange, BlockJobSetSpeed, Command, CopyMode, QueryBlockJobs, QueryStatus,
 };
@@ -103,14 +104,7 @@ impl Mirror {
                 self.set_speed(drive, 0).await?;
             }
         }
-        if self.mode == CopyMode::Background {
-            for drive in &self.drives {
-                let change = BlockJobChange::write_blocking(drive.job.job.clone());
-                self.execute(drive, "have the guest's writes wait for both nodes", change)
-                    .await?;
-            }
-            self.mode = CopyMode::WriteBlocking;
-        }
+        self.have_writes_wait().await?;
         let patience = run
             .config
             .storage_sync_timeout
@@ -126,9 +120,23 @@ impl Mirror {
         Ok(())
     }
 
+    /// From now on a write of the guest is done when it is done on both nodes.
+    async fn have_writes_wait(&mut self) -> Result<(), MigrateError> {
+        if self.mode == CopyMode::WriteBlocking {
+            return Ok(());
+        }
+        for drive in &self.drives {
+            let change = BlockJobChange::write_blocking(drive.job.job.clone());
+            self.execute(drive, "have the guest's writes wait for both nodes", change)
+                .await?;
+        }
+        self.mode = CopyMode::WriteBlocking;
+        Ok(())
+    }
+
     /// Shows how far the drives are until `done` holds for each.
     async fn follow(
-        &self,
+        &mut self,
         armed: &mut Armed,
         run: &mut Run,
         patience: Option<Duration>,
@@ -138,6 +146,7 @@ impl Mirror {
         let end = patience.map(|within| (tokio::time::Instant::now() + within, within));
         let mut progress = self.watch.progress();
         let mut active = usize::MAX;
+        let mut pace = Pace::default();
         loop {
             let seen = progress.borrow_and_update().clone();
             self.note(run, &seen);
@@ -145,6 +154,13 @@ impl Mirror {
                 return Ok(());
             }
             active = self.share_out(&seen, active).await?;
+            if self.mode == CopyMode::Background && self.stands_still(&seen, &mut pace) {
+                let told = "the guest writes to its drives as fast as they are copied: its writes wait for both nodes \
+                            until the migration is over";
+                tracing::warn!("{told}");
+                run.report.warnings.push(told.to_owned());
+                self.have_writes_wait().await?;
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(MigrateError::Interrupted),
@@ -169,6 +185,14 @@ impl Mirror {
                 within = elapsed(end) => return Err(self.slow(&seen, &done, within).into()),
             }
         }
+    }
+
+    fn stands_still(&self, seen: &[DriveProgress], pace: &mut Pace) -> bool {
+        // A job that has not looked through its drive yet does not know how much is left.
+        let known = |d: &DriveProgress| d.total > 0 || d.standing.is_ready();
+        let all_known = seen.len() == self.drives.len() && seen.iter().all(known);
+        let left = seen.iter().map(DriveProgress::backlog).sum();
+        all_known && pace.stands_still(self.began.elapsed(), left)
     }
 
     /// The jobs that still copy get equal shares of the limit.
