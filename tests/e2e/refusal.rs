@@ -1,6 +1,6 @@
 //! What can't work is refused before anything is changed, with all reasons at once.
 
-use katamaran_tests::lab::{GUEST_MAC, Guest, GuestImage, GuestSpec, Node, Start};
+use katamaran_tests::lab::{GUEST_MAC, Guest, GuestImage, GuestSpec, Identity, Node, Start};
 use katamaran_tests::run::{Ended, Migration, MigrationOptions, Stage, StageOptions, TrafficSpec};
 use serde_json::Value;
 
@@ -27,9 +27,11 @@ fn replace_guest_b(stage: &mut Stage, memory_mib: u32, mac: &str) {
     let config = stage.lab.config();
     let spec = GuestSpec {
         qemu: config.qemu,
-        tap: config.wiring.tap(),
+        identity: Identity {
+            mac: mac.to_owned(),
+            ..Identity::v(config.wiring.tap())
+        },
         memory_mib,
-        mac: mac.to_owned(),
         mtu: config.tap_mtu,
         dirty: None,
         drives: Vec::new(),

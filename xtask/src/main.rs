@@ -69,6 +69,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Migrates many VMs of one node at the same time (root; see `crowd --help`)
+    #[command(disable_help_flag = true)]
+    Crowd {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Migrates once on each kernel, through each tunnel, and prints a table (root; see `matrix --help`)
     #[command(disable_help_flag = true)]
     Matrix {
@@ -115,6 +121,7 @@ fn main() -> ExitCode {
         Task::Cancel { args } => lab::run(&workspace, Some("cancel"), &args),
         Task::Faults { args } => lab::run(&workspace, Some("faults"), &args),
         Task::Shuttle { args } => lab::run(&workspace, Some("shuttle"), &args),
+        Task::Crowd { args } => lab::run(&workspace, Some("crowd"), &args),
         Task::Matrix { args } => lab::run(&workspace, Some("matrix"), &args),
         Task::Ablations { args } => lab::run(&workspace, Some("ablations"), &args),
         Task::Bench { args } => lab::run(&workspace, Some("bench"), &args),

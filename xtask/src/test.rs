@@ -98,6 +98,7 @@ pub(crate) fn all(root: &Path) -> ExitCode {
         ),
         ("migrations cancelled at random moments", "cancel --runs 10"),
         ("one VM there and back", "shuttle --runs 10"),
+        ("many VMs of one node at the same time", "crowd"),
         (
             "migrations of disks that are written to flat out",
             "soak --drives 3 --runs 2 --qemu both",

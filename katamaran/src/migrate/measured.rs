@@ -29,7 +29,7 @@ fn outcome(outcome: Outcome) -> metrics::Outcome {
         Outcome::Migrated => metrics::Outcome::Success,
         Outcome::Failed => metrics::Outcome::Failed,
         Outcome::TimedOut => metrics::Outcome::Timeout,
-        Outcome::Interrupted => metrics::Outcome::Cancelled,
+        Outcome::Cancelled => metrics::Outcome::Cancelled,
         Outcome::Refused => metrics::Outcome::Refused,
         Outcome::Undecided => metrics::Outcome::Undecided,
     }
@@ -131,7 +131,7 @@ mod tests {
         for outcome in [
             Outcome::Failed,
             Outcome::Refused,
-            Outcome::Interrupted,
+            Outcome::Cancelled,
             Outcome::Undecided,
         ] {
             assert_eq!(measured(&report(outcome)).verdict, None, "{outcome:?}");

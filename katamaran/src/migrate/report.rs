@@ -34,7 +34,8 @@ pub enum Outcome {
     /// Refused before anything was touched.
     Refused,
     /// Stopped by a signal; the VM runs on the source.
-    Interrupted,
+    #[serde(alias = "interrupted")]
+    Cancelled,
     /// COMMIT was sent and not answered: see the error for what to check.
     Undecided,
 }
@@ -330,7 +331,7 @@ impl Report {
     pub fn exit_code(&self, require_zero_drop: bool) -> u8 {
         match self.outcome {
             Outcome::Refused => 2,
-            Outcome::Interrupted => 130,
+            Outcome::Cancelled => 130,
             Outcome::Undecided => 4,
             Outcome::Migrated if require_zero_drop && self.verdict != Verdict::Proven => 3,
             // A migration that failed is not done, whatever is left: its status says that the VM is on the source.

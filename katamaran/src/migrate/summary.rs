@@ -21,7 +21,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
         Outcome::Failed => "failed: the VM is the source's",
         Outcome::TimedOut => "timed out: the VM is the source's",
         Outcome::Refused => "refused: nothing was touched",
-        Outcome::Interrupted => "interrupted: the VM is the source's",
+        Outcome::Cancelled => "cancelled: the VM is the source's",
         Outcome::Undecided => "UNDECIDED: see below before anything is started",
     };
     let role = match r.role {

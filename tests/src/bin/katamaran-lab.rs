@@ -13,10 +13,10 @@ use katamaran_tests::run::{
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
-    AblationArguments, CancelOptions, ConnectionsBenchOptions, FaultOptions, MatrixArguments,
-    MirrorBenchOptions, OtherKernel, RedirectBenchOptions, Scene as ShowScene, SceneDisks, Screen,
-    ShuttleOptions, SoakOptions, cancel_soak, connections_bench, demo, fault_matrix, mirror_bench,
-    redirect_bench, shuttle, soak,
+    AblationArguments, CancelOptions, ConnectionsBenchOptions, CrowdOptions, FaultOptions,
+    MatrixArguments, MirrorBenchOptions, OtherKernel, RedirectBenchOptions, Scene as ShowScene,
+    SceneDisks, Screen, ShuttleOptions, SoakOptions, cancel_soak, connections_bench, crowd, demo,
+    fault_matrix, mirror_bench, redirect_bench, shuttle, soak,
 };
 use katamaran_tests::traffic::{TcpLoad, TcpTraffic, UdpLoad, UdpTraffic};
 
@@ -109,6 +109,8 @@ enum Command {
     Cancel(CancelOptions),
     /// Migrate one VM there and back again and again under one load, and see that nothing is lost and nothing adds up
     Shuttle(ShuttleOptions),
+    /// Migrate many VMs of one node at the same time, call some of them back, and see that each is clean and separate
+    Crowd(CrowdOptions),
     /// Migrate once on each kernel, through each tunnel, and print a table
     Matrix(MatrixArguments),
     /// Take away from katamaran what keeps packets from being lost, one thing at a time, and see them lost
@@ -353,6 +355,7 @@ fn main() -> Result<()> {
         Command::Vm(vm) => vm.run(),
         Command::Cancel(options) => finish(cancel_soak(&Screen::default(), options)?),
         Command::Shuttle(options) => finish(shuttle(&Screen::default(), options)?),
+        Command::Crowd(options) => finish(crowd(&Screen::default(), options)?),
         Command::Matrix(matrix) => finish(matrix.run()?),
         Command::Ablations(ablations) => finish(ablations.run()?),
         Command::Sweep => sweep()?

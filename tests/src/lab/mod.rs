@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod cpio;
+mod identity;
 mod image;
 mod kernel;
 mod kernel_run;
@@ -27,6 +28,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
 pub use self::cleanup::{remove_labs_on_signals, sweep};
+pub use self::identity::Identity;
 pub use self::image::{GuestImage, cache_dir};
 pub use self::kernel::Kernel;
 pub use self::kernel_run::KernelRun;
@@ -185,15 +187,49 @@ impl Lab {
     ///
     /// When the image can't be built or QEMU does not start.
     pub fn start_guest(&self, node: Node, start: Start, drives: &[&Path]) -> Result<Guest> {
+        let name = format!("guest-{}", self.network.first(node).place());
+        let v = Identity::v(self.config.wiring.tap());
+        self.start_as(v, &name, node, start, drives)
+    }
+
+    /// Gives both nodes a tap for another VM, and routes its addresses to A.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn wire(&self, vm: &Identity) -> Result<()> {
+        for node in [Node::A, Node::B] {
+            wiring::prepare_beside(self.network.node(node), vm, &self.config)?;
+        }
+        self.network.route_to(vm, Node::A)
+    }
+
+    /// Starts a guest for another VM, which has been wired.
+    ///
+    /// # Errors
+    ///
+    /// When the image can't be built or QEMU does not start.
+    pub fn start_beside(&self, vm: &Identity, node: Node, start: Start) -> Result<Guest> {
+        let name = format!("{}-{}", vm.tap, self.network.first(node).place());
+        self.start_as(vm.clone(), &name, node, start, &[])
+    }
+
+    fn start_as(
+        &self,
+        identity: Identity,
+        name: &str,
+        node: Node,
+        start: Start,
+        drives: &[&Path],
+    ) -> Result<Guest> {
         let image = match self.config.qemu {
             QemuVersion::StandIn => GuestImage::none(),
             QemuVersion::V7_2 | QemuVersion::V10_0 => GuestImage::prepare()?,
         };
         let spec = GuestSpec {
             qemu: self.config.qemu,
-            tap: self.config.wiring.tap(),
+            identity,
             memory_mib: self.config.memory_mib,
-            mac: GUEST_MAC.to_owned(),
             mtu: self.config.tap_mtu,
             dirty: self.config.dirty,
             drives: drives.iter().map(|path| path.to_path_buf()).collect(),
@@ -201,13 +237,12 @@ impl Lab {
             vhost: self.config.vhost,
             extra_args: self.config.extra_qemu_args.clone(),
         };
-        let name = format!("guest-{}", self.network.first(node).place());
         Guest::start(
             &spec,
             &image,
             self.network.guest_netns(node),
             self.dir(),
-            &name,
+            name,
             start,
         )
     }
@@ -218,8 +253,17 @@ impl Lab {
     ///
     /// When it has not answered at the deadline.
     pub fn wait_for_echo(&self, deadline: Instant) -> Result<Duration> {
+        self.wait_for_answers(&Identity::v(self.config.wiring.tap()), deadline)
+    }
+
+    /// The same for another VM.
+    ///
+    /// # Errors
+    ///
+    /// When it has not answered at the deadline.
+    pub fn wait_for_answers(&self, vm: &Identity, deadline: Instant) -> Result<Duration> {
         let started = Instant::now();
-        for address in [IpAddr::V4(GUEST_V4), IpAddr::V6(GUEST_V6)] {
+        for address in vm.addresses() {
             self.ask(SocketAddr::new(address, ECHO_PORT), b"katamaran", deadline)?;
         }
         Ok(started.elapsed())

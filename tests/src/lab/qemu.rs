@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::identity::Identity;
 use super::image::{GuestImage, cache_dir};
 use super::netns::Netns;
 use super::process::{Process, program_beside};
 use super::qmp::Qmp;
-use super::topology::{GUEST_V4, GUEST_V6};
 
 const QMP_DEADLINE: Duration = Duration::from_secs(90);
 
@@ -92,12 +92,10 @@ impl QemuVersion {
 pub struct GuestSpec {
     /// Which QEMU.
     pub qemu: QemuVersion,
-    /// Its tap's name.
-    pub tap: &'static str,
+    /// Who it is on the network.
+    pub identity: Identity,
     /// MiB of RAM.
     pub memory_mib: u32,
-    /// Its Ethernet address.
-    pub mac: String,
     /// MTU of the guest's device.
     pub mtu: u32,
     /// Memory load from the start: MB/s over MiB.
@@ -182,13 +180,13 @@ impl Guest {
                 "-netdev",
                 &format!(
                     "tap,id=net0,ifname={},script=no,downscript=no,vhost={}",
-                    spec.tap,
+                    spec.identity.tap,
                     if spec.vhost { "on" } else { "off" }
                 ),
                 "-device",
                 &format!(
                     "virtio-net-pci,id=nic0,netdev=net0,mac={},rx_queue_size=1024,romfile=",
-                    spec.mac
+                    spec.identity.mac
                 ),
             ])
             .args(&spec.extra_args);
@@ -293,8 +291,8 @@ impl Guest {
 fn kernel_command_line(spec: &GuestSpec) -> String {
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
-         ktg.ip={GUEST_V4},{GUEST_V6} ktg.mtu={}",
-        spec.mtu
+         ktg.ip={},{} ktg.mtu={}",
+        spec.identity.v4, spec.identity.v6, spec.mtu
     );
     if let Some((rate, size)) = spec.dirty {
         line.push_str(&format!(" ktg.dirty={rate}:{size}"));

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+use super::identity::Identity;
 use super::netns::Netns;
 use super::peer;
 use super::wiring::{self, Wiring};
@@ -228,17 +229,34 @@ impl Network {
     ///
     /// When `ip` fails.
     pub fn route_guest_to(&self, node: Node) -> Result<()> {
+        self.route([GUEST_V4, SERVICE_V4], [GUEST_V6, SERVICE_V6], node)
+    }
+
+    /// The same for another VM.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn route_to(&self, vm: &Identity, node: Node) -> Result<()> {
+        self.route([vm.v4], [vm.v6], node)
+    }
+
+    fn route<const N: usize>(
+        &self,
+        v4: [Ipv4Addr; N],
+        v6: [Ipv6Addr; N],
+        node: Node,
+    ) -> Result<()> {
         let node = self.first(node);
-        self.fabric.ip(&format!(
-            "route replace {GUEST_V4}/32 via {}
-             -6 route replace {GUEST_V6}/128 via {}
-             route replace {SERVICE_V4}/32 via {}
-             -6 route replace {SERVICE_V6}/128 via {}",
-            node.ipv4(),
-            node.ipv6(),
-            node.ipv4(),
-            node.ipv6()
-        ))
+        let mut lines = String::new();
+        for (v4, v6) in v4.into_iter().zip(v6) {
+            lines.push_str(&format!(
+                "route replace {v4}/32 via {}\n-6 route replace {v6}/128 via {}\n",
+                node.ipv4(),
+                node.ipv6()
+            ));
+        }
+        self.fabric.ip(&lines)
     }
 
     /// Rules as every node of a cluster has them: the service's address is translated to V's, and a firewall knows

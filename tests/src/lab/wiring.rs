@@ -18,6 +18,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 
 use super::LabConfig;
+use super::identity::Identity;
 use super::netns::Netns;
 use super::topology::{FORWARDING, GUEST_MAC, GUEST_V4, GUEST_V6, TAP};
 
@@ -130,19 +131,32 @@ pub(super) fn prepare(node: &Netns, pod: Option<&Netns>, config: &LabConfig) -> 
     } else {
         node.ip(&format!("link set {end} address ee:ee:ee:ee:ee:ee"))?;
     }
+    if end != gateway {
+        node.ip(&format!("link set {end} up"))?;
+    }
+    lead(node, gateway, &Identity::v(end))
+}
+
+/// Makes another VM's tap, routed as V's is with [`Wiring::Tap`].
+pub(super) fn prepare_beside(node: &Netns, vm: &Identity, config: &LabConfig) -> Result<()> {
+    make_tap(node, &vm.tap, config)?;
+    node.ip(&format!("link set {} address ee:ee:ee:ee:ee:ee", vm.tap))?;
+    lead(node, &vm.tap, vm)
+}
+
+/// Makes a device the gateway of a VM.
+fn lead(node: &Netns, gateway: &str, vm: &Identity) -> Result<()> {
     node.sysctl(&[
         (&format!("ipv4/conf/{gateway}/proxy_arp"), "1"),
         (&format!("ipv4/neigh/{gateway}/proxy_delay"), "0"),
         (&format!("ipv4/conf/{gateway}/forwarding"), "1"),
     ])?;
-    if end != gateway {
-        node.ip(&format!("link set {end} up"))?;
-    }
     node.ip(&format!(
         "link set {gateway} up
          -6 addr add fe80::1/64 dev {gateway} nodad
-         route add {GUEST_V4}/32 dev {gateway}
-         -6 route add {GUEST_V6}/128 dev {gateway}"
+         route add {}/32 dev {gateway}
+         -6 route add {}/128 dev {gateway}",
+        vm.v4, vm.v6
     ))
 }
 

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::result::SideResult;
 use super::stage::{Stage, Storage};
 use super::terminal::Terminal;
-use crate::lab::{GUEST_V4, GUEST_V6, Node, Process, program_beside};
+use crate::lab::{Guest, Identity, Lab, Node, Process, program_beside};
 
 /// How long the destination may take until it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
@@ -89,36 +89,54 @@ impl KatamaranProcess {
         args: &[A],
         stderr_to: Stderr,
     ) -> Result<Self> {
-        let file = |suffix: &str| {
-            stage
-                .lab
-                .dir()
-                .join(format!("katamaran-{}.{suffix}", role.name()))
-        };
-        let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
-        // The one of an earlier migration on this stage.
-        fs::remove_file(&report).ok();
-        let netns = stage.lab.network().node(role.node());
-        let mut command = Command::new(katamaran_binary()?);
-        // The tap and its namespace are for katamaran to find.
-        command.args(["--mode", role.name(), "--insecure-plaintext", "--report"]);
-        command.arg(&report);
         let guest = match role {
             Role::Source => &stage.guest_a,
             Role::Dest => &stage.guest_b,
         };
+        let mut flags: Vec<&OsStr> = Vec::new();
+        let ids = (0..stage.drives.len()).map(|drive| format!("drive-virtio-disk{drive}"));
+        let ids = ids.collect::<Vec<_>>().join(",");
+        if !matches!(stage.options.storage, Storage::Local(_)) {
+            flags.push("--shared-storage".as_ref());
+        } else if stage.drives.len() > 1 {
+            flags.extend(["--drive-id".as_ref(), OsStr::new(&ids)]);
+        }
+        flags.extend(args.iter().map(AsRef::as_ref));
+        let v = Identity::v(stage.lab.config().wiring.tap());
+        Self::start_for(&stage.lab, &v, guest, role, "", &flags, stderr_to)
+    }
+
+    /// Starts one side of some VM's migration; `who` tells its files from those of others.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not there.
+    pub fn start_for<A: AsRef<OsStr>>(
+        lab: &Lab,
+        vm: &Identity,
+        guest: &Guest,
+        role: Role,
+        who: &str,
+        args: &[A],
+        stderr_to: Stderr,
+    ) -> Result<Self> {
+        let file = |suffix: &str| {
+            lab.dir()
+                .join(format!("katamaran-{}{who}.{suffix}", role.name()))
+        };
+        let (stdout, stderr, report) = (file("stdout"), file("stderr"), file("report.json"));
+        // The one of an earlier migration on this stage.
+        fs::remove_file(&report).ok();
+        let netns = lab.network().node(role.node());
+        let mut command = Command::new(katamaran_binary()?);
+        // The tap and its namespace are for katamaran to find.
+        command.args(["--mode", role.name(), "--insecure-plaintext", "--report"]);
+        command.arg(&report);
         command.arg("--qmp").arg(guest.qmp_path());
         if role == Role::Source {
-            let b = stage.lab.network().first(Node::B);
+            let b = lab.network().first(Node::B);
             command.arg(format!("--dest-ip={},{}", b.ipv4(), b.ipv6()));
-            command.arg(format!("--vm-ip={GUEST_V4},{GUEST_V6}"));
-        }
-        if !matches!(stage.options.storage, Storage::Local(_)) {
-            command.arg("--shared-storage");
-        } else if stage.drives.len() > 1 {
-            let ids = (0..stage.drives.len()).map(|drive| format!("drive-virtio-disk{drive}"));
-            command.arg("--drive-id");
-            command.arg(ids.collect::<Vec<_>>().join(","));
+            command.arg(format!("--vm-ip={},{}", vm.v4, vm.v6));
         }
         command.args(args);
         let create =
@@ -139,7 +157,7 @@ impl KatamaranProcess {
                 terminal = Some(ours);
             }
         }
-        let name = format!("katamaran {}", role.name());
+        let name = format!("katamaran {}{who}", role.name());
         let process = Process::spawn(&name, command, Some(netns))?;
         process.end_politely();
         Ok(Self {
@@ -203,8 +221,8 @@ impl KatamaranProcess {
     /// # Errors
     ///
     /// When neither happens in 20 s.
-    pub fn wait_until_listening(&mut self, stage: &Stage, port: u16) -> Result<()> {
-        let netns = stage.lab.network().node(Role::Dest.node());
+    pub fn wait_until_listening(&mut self, lab: &Lab, port: u16) -> Result<()> {
+        let netns = lab.network().node(Role::Dest.node());
         let deadline = Instant::now() + LISTEN_DEADLINE;
         let needle = format!(":{port:04X} ");
         loop {

@@ -15,7 +15,7 @@ use crate::leak::{Scope, Snapshot, session_files};
 /// [`MigrationOptions::patience`], unless there is a reason.
 const ABANDONED_AFTER: Duration = Duration::from_secs(20);
 /// How long the kernel may take to free what katamaran had.
-const LEAK_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const LEAK_DEADLINE: Duration = Duration::from_secs(5);
 /// One look at both QEMUs.
 const WATCH: Duration = Duration::from_millis(4);
 
@@ -113,7 +113,7 @@ impl<'a> Migration<'a> {
         };
         let started = Instant::now();
         let mut dest = KatamaranProcess::start(stage, Role::Dest, &options.dest_args)?;
-        dest.wait_until_listening(stage, port(&options.dest_args))?;
+        dest.wait_until_listening(&stage.lab, port(&options.dest_args))?;
         between(stage)?;
         let source = KatamaranProcess::start_with(
             stage,
@@ -332,8 +332,8 @@ pub(super) fn leaks(
     }
 }
 
-/// What stays on purpose where V runs: to take it away from a tap in use would lose packets.
-fn is_kept(line: &str, netns: &str, tap: &str) -> bool {
+/// What stays on purpose where a VM runs: to take it away from a tap in use would lose packets.
+pub(super) fn is_kept(line: &str, netns: &str, tap: &str) -> bool {
     let place = format!("{netns}: ");
     let Some((_, what)) = line.split_once(&place) else {
         return false;

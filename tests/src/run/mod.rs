@@ -5,6 +5,7 @@
 mod ablation;
 mod baseline;
 mod client;
+mod crowd;
 mod disk;
 mod drives;
 mod fault;
@@ -23,6 +24,7 @@ mod timeline;
 pub use self::ablation::{Ablation, AblationOptions, run_ablation};
 pub use self::baseline::{Baseline, BaselineOptions, run_baseline};
 pub use self::client::Client;
+pub use self::crowd::{CrowdOptions, CrowdRun, Member, run_crowd};
 pub use self::disk::{DiskLoad, DiskResult};
 pub use self::drives::{Destination, DriveOptions};
 pub use self::fault::{Fault, FaultCase, FaultRun, Moment, run_with_fault};

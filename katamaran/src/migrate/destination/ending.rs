@@ -64,9 +64,6 @@ impl Session<'_> {
         if self.stage < Stage::Listening || self.stage >= Stage::Committed {
             return;
         }
-        if self.held.is_none() {
-            self.held = self.duplicate_tap();
-        }
         if let Some(delivery) = &self.delivery
             && let Err(error) = delivery.release().await
         {

@@ -51,14 +51,14 @@ pub async fn run(config: DestinationConfig, outlets: Outlets, stop: Cancellation
         }
         Ok(End::GivenUp { reason }) => {
             report.outcome = if stop.is_cancelled() {
-                Outcome::Interrupted
+                Outcome::Cancelled
             } else {
                 Outcome::Failed
             };
             report.error = Some(format!("{reason}. The VM does not run here"));
         }
         Err(MigrateError::Interrupted) => {
-            report.outcome = Outcome::Interrupted;
+            report.outcome = Outcome::Cancelled;
             report.error = Some("interrupted before a source came".into());
         }
         // No source has come yet, so nothing was set up.

@@ -175,7 +175,7 @@ async fn abort(mut run: Run, error: &MigrateError) -> Report {
     run.progress.end();
     let mut report = run.report;
     report.outcome = match (interrupted, touched) {
-        (true, _) => Outcome::Interrupted,
+        (true, _) => Outcome::Cancelled,
         (false, true) if error.is_timeout() => Outcome::TimedOut,
         (false, true) => Outcome::Failed,
         (false, false) => Outcome::Refused,
