@@ -28,4 +28,5 @@ mod shared;
 mod support;
 mod tcx;
 mod terminal;
+mod versions;
 mod wiring;
