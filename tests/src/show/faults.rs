@@ -140,6 +140,11 @@ fn tell(screen: &Screen, case: FaultCase, run: &FaultRun, logs: bool) -> Result<
         Some(status) => status.to_string(),
         None => "killed".to_owned(),
     });
+    let report = run.ended.source.report.as_ref();
+    let verdict = report
+        .filter(|report| report["outcome"] == "migrated")
+        .and_then(|report| Some(format!(" {}", report["verdict"].as_str()?)))
+        .unwrap_or_default();
     let reached = match run.reached {
         Some(reached) if reached != case.moment && !case.moment.is_of_disks() => {
             format!(" ({reached:?})")
@@ -155,7 +160,7 @@ fn tell(screen: &Screen, case: FaultCase, run: &FaultRun, logs: bool) -> Result<
         None => String::new(),
     };
     screen.print(&format!(
-        "{judgement}  {:<56} V on {runs_on}, lost {:>4}, exits {}/{}, {:>5.1} s{stall}; {operator}\n       {}",
+        "{judgement}  {:<56} V on {runs_on}, lost {:>4}, exits {}/{}{verdict}, {:>5.1} s{stall}; {operator}\n       {}",
         format!("{case}{reached}"),
         run.lost,
         exits[0],

@@ -82,9 +82,9 @@ pub enum StorageError {
         reason: String,
     },
 
-    /// It is over, with an error.
+    /// It has met an error, and is paused or over.
     #[error(
-        "{job} ended in state {state} {}: {}: {reason}; {}",
+        "{job} failed in state {state} {}: {}: {reason}; {}",
         if *.ready { "after it had been ready" } else { "without ever being ready" },
         place(*.side),
         advice(*.side, .reason)

@@ -12,6 +12,9 @@ use crate::lab::{Lab, Qmp};
 use crate::run::migration::Migration;
 use crate::run::stage::Stage;
 
+/// What takes all the room beside B's images.
+const FILLER: &str = "everything-else";
+
 /// Has it happen, if it is about disks.
 pub(super) fn strike(fault: Fault, migration: &mut Migration<'_>) -> Result<()> {
     let drives = migration.stage.drives.len();
@@ -62,8 +65,7 @@ impl Stage {
     pub fn fill_destination(&self) -> Result<()> {
         let [a, b] = self.drives.first().context("V has no disk")?;
         ensure!(a != b, "the disk is A's as well");
-        let dir = b.parent().context("an image is in a directory")?;
-        let path = dir.join("everything-else");
+        let path = b.with_file_name(FILLER);
         let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         let piece = vec![1; 1 << 16];
         // Writing less and less, to the last page.
@@ -73,6 +75,18 @@ impl Stage {
                 Ok(written) if written > 0 => {}
                 _ => length /= 2,
             }
+        }
+        Ok(())
+    }
+
+    /// Makes room again, as somebody does whose VM QEMU has stopped because of it (`werror=enospc`, QEMU's default).
+    pub(super) fn free_destination(&mut self) -> Result<()> {
+        let [_, b] = self.drives.first().context("V has no disk")?;
+        std::fs::remove_file(b.with_file_name(FILLER)).context("make room")?;
+        // A QEMU that has ended has no state.
+        let status = self.qmp_b.command("query-status", Value::Null);
+        if status.is_ok_and(|status| status["status"] == "io-error") {
+            self.qmp_b.command("cont", Value::Null)?;
         }
         Ok(())
     }

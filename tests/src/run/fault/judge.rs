@@ -122,7 +122,9 @@ fn source(facts: &Facts<'_>, problems: &mut Vec<String>) {
         Commit::NotSent if fault.asks(Role::Source) => {
             (&[Some(130)], &["interrupted during", "the VM goes on here"])
         }
-        Commit::NotSent if fault == Fault::SourceQemuKilled => (&[Some(1), Some(2)], &["QEMU"]),
+        Commit::NotSent if matches!(fault, Fault::SourceQemuKilled | Fault::SourceQemuFrozen) => {
+            (&[Some(1), Some(2)], &["QEMU"])
+        }
         Commit::NotSent if before => (&[Some(1), Some(2)], &[]),
         Commit::NotSent => (
             &[Some(1)],
@@ -217,6 +219,10 @@ fn own_words(case: FaultCase) -> &'static [&'static str] {
         Fault::PathSilent => &["drive-virtio-disk|block jobs on the source"],
         Fault::ExportStopped => &["drive-virtio-disk"],
         Fault::SourceKilled
+        | Fault::SourceFrozen
+        | Fault::DestinationFrozen
+        | Fault::SourceQemuFrozen
+        | Fault::DestinationQemuFrozen
         | Fault::SourceQemuKilled
         | Fault::LinkLossy
         | Fault::SourceInterrupted

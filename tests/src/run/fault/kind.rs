@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use super::trail::Target;
 use crate::lab::Node;
 use crate::run::katamaran::Role;
 
@@ -40,11 +41,19 @@ pub enum Fault {
     ExportStopped,
     /// What carries the mirrors goes silent, and the session between the nodes does not.
     PathSilent,
+    /// katamaran on A stands still for some time (SIGSTOP, a host that stalls), and goes on then.
+    SourceFrozen,
+    /// The same on B.
+    DestinationFrozen,
+    /// V's QEMU on A does.
+    SourceQemuFrozen,
+    /// The QEMU on B does.
+    DestinationQemuFrozen,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::SourceKilled,
         Self::DestinationKilled,
         Self::SourceQemuKilled,
@@ -61,6 +70,10 @@ impl Fault {
         Self::ReadsFailOnA,
         Self::ExportStopped,
         Self::PathSilent,
+        Self::SourceFrozen,
+        Self::DestinationFrozen,
+        Self::SourceQemuFrozen,
+        Self::DestinationQemuFrozen,
     ];
 
     /// Whether it is about disks alone.
@@ -109,6 +122,18 @@ impl Fault {
         match self {
             Self::SourceQemuKilled => Some(Node::A),
             Self::DestinationQemuKilled => Some(Node::B),
+            _ => None,
+        }
+    }
+
+    /// Who stands still.
+    #[must_use]
+    pub(super) fn freezes(self) -> Option<Target> {
+        match self {
+            Self::SourceFrozen => Some(Target::Katamaran(Role::Source)),
+            Self::DestinationFrozen => Some(Target::Katamaran(Role::Dest)),
+            Self::SourceQemuFrozen => Some(Target::Qemu(Node::A)),
+            Self::DestinationQemuFrozen => Some(Target::Qemu(Node::B)),
             _ => None,
         }
     }

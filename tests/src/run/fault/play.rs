@@ -31,6 +31,8 @@ const GOES_ON: u64 = 100;
 const SLOW_PATH: u64 = 20_000_000;
 /// A slow and lossy link.
 const BAD_PATH: u64 = 10_000_000;
+/// How long a process stands still: longer than the other node waits for a word from it.
+const FROZEN: Duration = Duration::from_secs(15);
 /// Whoever has not ended by then hangs. A destination that outlives its source delivers for up to a minute.
 const HANGS: Duration = Duration::from_secs(100);
 /// What QEMU has to say of the operator's deeds comes by then.
@@ -82,7 +84,7 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
     let session = written.session().context("no side has written a journal")?;
     let settled = operator::settle(&mut stage, &session, &timeline)?;
     stage.watch(&mut timeline, LAST_WORDS, Duration::ZERO)?;
-    mend(case, &stage, &timeline)?;
+    mend(case, &mut stage, &timeline)?;
     let runs = [Node::A, Node::B].map(|node| runs(&mut stage, node));
     let mut problems = settled.problems;
     let facts = Facts {
@@ -146,12 +148,7 @@ struct Played {
 
 fn play(case: FaultCase, stage: &mut Stage) -> Result<Played> {
     let mut migration = Migration::begin(stage, &case.migration())?;
-    let at_once = match (case.fault.signal(), case.fault.kills_qemu()) {
-        (Some((role, signal)), _) => AtOnce::Signal(Target::Katamaran(role), signal),
-        (_, Some(node)) => AtOnce::Signal(Target::Qemu(node), Signal::SIGKILL),
-        (None, None) if case.fault.is_of_disks() => AtOnce::Note,
-        (None, None) => AtOnce::StandStill,
-    };
+    let at_once = case.fault.at_once();
     let sign = (!case.moment.is_of_disks()).then(|| case.moment.sign());
     let trail = Trail::follow(&mut migration, sign, at_once)?;
     migration.look_until(&format!("{:?}", case.moment), |migration| {
@@ -162,10 +159,18 @@ fn play(case: FaultCase, stage: &mut Stage) -> Result<Played> {
     })?;
     let struck = trail.struck().context("it has struck")?;
     case.fault.strike(&mut migration)?;
-    trail.go_on();
+    if matches!(at_once, AtOnce::StandStill) {
+        trail.go_on();
+    }
+    let mut frozen = case.fault.freezes();
     let mut ended_at = [None; 2];
-    while ended_at.contains(&None) {
+    while ended_at.contains(&None) || frozen.is_some() {
         migration.look()?;
+        if struck.at.elapsed() >= FROZEN
+            && let Some(target) = frozen.take()
+        {
+            trail.signal(target, Signal::SIGCONT);
+        }
         for (role, ended_at) in [Role::Source, Role::Dest].into_iter().zip(&mut ended_at) {
             if !migration.side(role).runs()? {
                 ended_at.get_or_insert_with(Instant::now);
@@ -188,6 +193,21 @@ fn play(case: FaultCase, stage: &mut Stage) -> Result<Played> {
 }
 
 impl Fault {
+    /// What can be done within microseconds of the moment.
+    fn at_once(self) -> AtOnce {
+        let target = match (self.signal(), self.kills_qemu(), self.freezes()) {
+            (Some((role, signal)), ..) => Some((Target::Katamaran(role), signal)),
+            (_, Some(node), _) => Some((Target::Qemu(node), Signal::SIGKILL)),
+            (.., Some(target)) => Some((target, Signal::SIGSTOP)),
+            (None, None, None) => None,
+        };
+        match target {
+            Some((target, signal)) => AtOnce::Signal(target, signal),
+            None if self.is_of_disks() => AtOnce::Note,
+            None => AtOnce::StandStill,
+        }
+    }
+
     /// Makes it happen, if that is not a signal's affair.
     fn strike(self, migration: &mut Migration<'_>) -> Result<()> {
         let stage = &mut *migration.stage;
@@ -212,8 +232,8 @@ impl Fault {
     }
 }
 
-/// Ends what was wrong with the link.
-fn mend(case: FaultCase, stage: &Stage, timeline: &Timeline) -> Result<()> {
+/// Ends what was wrong with the link, or with B's file system.
+fn mend(case: FaultCase, stage: &mut Stage, timeline: &Timeline) -> Result<()> {
     match case.fault {
         Fault::LinkCut => {
             stage.lab.mend_link(Node::B)?;
@@ -222,6 +242,7 @@ fn mend(case: FaultCase, stage: &Stage, timeline: &Timeline) -> Result<()> {
             }
         }
         Fault::LinkSilent | Fault::LinkLossy => stage.lab.heal_fabric()?,
+        Fault::DestinationFull => stage.free_destination()?,
         _ => {}
     }
     Ok(())

@@ -147,14 +147,18 @@ impl Processes {
 
     fn act(&self, at_once: AtOnce) {
         match at_once {
-            AtOnce::Signal(target, signal) => match target {
-                Target::Katamaran(Role::Source) => self.source.signal(signal),
-                Target::Katamaran(Role::Dest) => self.dest.signal(signal),
-                Target::Qemu(Node::A) => self.qemu_a.signal(signal),
-                Target::Qemu(Node::B) => self.qemu_b.signal(signal),
-            },
+            AtOnce::Signal(target, signal) => self.of_target(target).signal(signal),
             AtOnce::StandStill => self.both(Signal::SIGSTOP),
             AtOnce::Note => {}
+        }
+    }
+
+    fn of_target(&self, target: Target) -> &Pidfd {
+        match target {
+            Target::Katamaran(Role::Source) => &self.source,
+            Target::Katamaran(Role::Dest) => &self.dest,
+            Target::Qemu(Node::A) => &self.qemu_a,
+            Target::Qemu(Node::B) => &self.qemu_b,
         }
     }
 
@@ -268,6 +272,11 @@ impl Trail {
         self.processes.both(Signal::SIGCONT);
     }
 
+    /// Sends somebody a signal, later than at once.
+    pub(super) fn signal(&self, target: Target, signal: Signal) {
+        self.processes.of_target(target).signal(signal);
+    }
+
     /// All that was written so far.
     pub(super) fn written(&self) -> Written {
         lock(&self.shared).written.clone()
@@ -278,6 +287,9 @@ impl Drop for Trail {
     fn drop(&mut self) {
         // Nobody else would let them go on.
         self.go_on();
+        for node in [Node::A, Node::B] {
+            self.signal(Target::Qemu(node), Signal::SIGCONT);
+        }
         lock(&self.shared).over = true;
         if let Some(thread) = self.thread.take() {
             thread.join().ok();
