@@ -122,9 +122,9 @@ fn source(facts: &Facts<'_>, problems: &mut Vec<String>) {
         Commit::NotSent if fault.asks(Role::Source) => {
             (&[Some(130)], &["interrupted during", "the VM goes on here"])
         }
-        Commit::NotSent if matches!(fault, Fault::SourceQemuKilled | Fault::SourceQemuFrozen) => {
-            (&[Some(1), Some(2)], &["QEMU"])
-        }
+        Commit::NotSent if fault == Fault::SourceQemuKilled => (&[Some(1), Some(2)], &["QEMU"]),
+        // What a QEMU that does not answer runs can't be told.
+        Commit::NotSent if fault == Fault::SourceQemuFrozen => (&[Some(1), Some(2)], &[]),
         Commit::NotSent if before => (&[Some(1), Some(2)], &[]),
         Commit::NotSent => (
             &[Some(1)],
@@ -204,6 +204,7 @@ fn own_words(case: FaultCase) -> &'static [&'static str] {
         // What carries RAM may notice before the session does.
         Fault::DestinationKilled | Fault::LinkCut | Fault::LinkSilent => &["session|RAM relay"],
         Fault::DestinationQemuKilled => &["destination"],
+        Fault::SourceQemuFrozen => &["QEMU|QMP"],
         Fault::DestinationInterrupted | Fault::DestinationTerminated => {
             &["the destination was interrupted"]
         }
@@ -221,7 +222,6 @@ fn own_words(case: FaultCase) -> &'static [&'static str] {
         Fault::SourceKilled
         | Fault::SourceFrozen
         | Fault::DestinationFrozen
-        | Fault::SourceQemuFrozen
         | Fault::DestinationQemuFrozen
         | Fault::SourceQemuKilled
         | Fault::LinkLossy
