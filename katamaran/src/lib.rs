@@ -18,6 +18,7 @@ pub mod preflight;
 mod prompt_writer;
 pub mod qmp;
 pub mod relay;
+pub mod role;
 pub mod session_id;
 pub mod shutdown;
 pub mod stderr;

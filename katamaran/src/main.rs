@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use katamaran::cli::{self, Cli, Command, LogFormat, MigrateArgs, PreflightArgs, TraceArgs};
 use katamaran::config::{Config, PreflightConfig, TraceConfig};
-use katamaran::metrics::{Exporter, MetricsError, Role};
+use katamaran::metrics::{Exporter, MetricsError};
 use katamaran::migrate::progress::{self, Outlets};
 use katamaran::migrate::{
     aftermath, chain, destination, measured, report::Report, source, summary,
 };
+use katamaran::role::Role;
 use katamaran::{shutdown, stderr, telemetry, trace};
 
 /// Bad usage, or refused before anything was touched.

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use katamaran::migrate::ledger::Verdict;
-use katamaran::migrate::report::{Outcome, Report, Role};
+use katamaran::migrate::report::{Outcome, Report};
+use katamaran::role::Role;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use katamaran::metrics::{Disk, Finished, Metrics, Outcome, Ram, Role, Verdict, catalogue};
+use katamaran::metrics::{Disk, Finished, Metrics, Outcome, Ram, Verdict, catalogue};
 use katamaran::migrate::ledger::Count;
 use katamaran::migrate::measured;
 use katamaran::migrate::report::{self, LedgerReport, Report};
+use katamaran::role::Role;
 use katamaran::session_id::SessionId;
 
 use crate::markdown::document;
@@ -26,7 +27,7 @@ fn full_report() -> Report {
         packets: 10,
         bytes: 1000,
     });
-    let mut report = Report::new(SessionId(1), report::Role::Source);
+    let mut report = Report::new(SessionId(1), Role::Source);
     report.outcome = report::Outcome::Migrated;
     report.downtime_ms = Some(16.6);
     report.blackout_ms = Some(25.0);

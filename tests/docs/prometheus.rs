@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use katamaran::metrics::{Exporter, Metrics, Role};
+use katamaran::metrics::{Exporter, Metrics};
+use katamaran::role::Role;
 use katamaran_tests::lab::Process;
 use katamaran_tests::need::{Need, met, node_exporter, promtool};
 use serde_json::{Value, json};

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use katamaran::net::NetError;
 use katamaran::net::counters::CounterReader;
 use katamaran::net::link::{LinkKind, MacAddr};
-use katamaran::net::names::{Role, session_link};
+use katamaran::net::names::session_link;
 use katamaran::net::packet::{FrameInjector, VnetHeader};
 use katamaran::net::vxlan::{Vxlan, VxlanSpec};
+use katamaran::role::Role;
 use katamaran::session_id::SessionId;
 
 use crate::support::{Net, pair, require_root, udp_frame, wait_until};

@@ -3,7 +3,6 @@
 //! `/sys/fs/bpf/katamaran/<session>/<role>/`. The owner holds a lock on the role's directory for as
 //! long as it lives, so a directory that can be locked belongs to nobody.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,28 +16,11 @@ use crate::session_id::SessionId;
 
 use super::attach;
 use super::error::EbpfError;
+use crate::role::Role;
 
 /// Where the BPF file system is mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/katamaran";
-
-/// Which end of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// S
-    Source,
-    /// D
-    Destination,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        })
-    }
-}
 
 /// What a sweep found of one dead session.
 #[derive(Debug)]

@@ -9,7 +9,6 @@ use katamaran_common::names;
 use crate::session_id::SessionId;
 
 use super::attach::{AttachMode, AttachPreference, Direction, Hook};
-use super::bpffs::Role;
 use super::counters::DestinationCounters;
 use super::device;
 use super::drops::PacketDrop;
@@ -20,6 +19,7 @@ use super::plane::Plane;
 use super::source::{Outer, TapLocation};
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
+use crate::role::Role;
 
 /// How V's packets arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::role::Role;
 use crate::session_id::SessionId;
-
-use super::bpffs::Role;
 
 /// A failure of the eBPF data plane.
 #[derive(Debug, thiserror::Error)]

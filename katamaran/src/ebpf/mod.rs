@@ -51,7 +51,7 @@ mod tunnel;
 mod witness;
 
 pub use attach::{AttachMode, AttachPreference, has_tcx};
-pub use bpffs::{BPFFS, Role, Swept, is_mounted, stale_roles, stale_sessions, sweep, sweep_role};
+pub use bpffs::{BPFFS, Swept, is_mounted, stale_roles, stale_sessions, sweep, sweep_role};
 pub use btf::BtfError;
 pub use copies::CopiedFrame;
 pub use counters::{DestinationCounters, Offered, SequenceCounters, SourceCounters};

@@ -13,13 +13,14 @@ use katamaran_common::packet::Address;
 use crate::session_id::SessionId;
 
 use super::attach::{AttachMode, Attachments, Hook};
-use super::bpffs::{PinDirectory, Role};
+use super::bpffs::PinDirectory;
 use super::counters::CounterMaps;
 use super::drops::{DropMap, PacketDrop};
 use super::error::EbpfError;
 use super::object;
 use super::tunnel::map_key;
 use super::witness::{Witness, WitnessMissing};
+use crate::role::Role;
 
 /// Programs in the kernel, attached and pinned.
 pub(super) struct Plane {

@@ -18,9 +18,10 @@ use katamaran_common::packet::Address;
 
 use crate::session_id::SessionId;
 
-use super::bpffs::{self, Role};
+use super::bpffs::{self};
 use super::counters;
 use super::error::EbpfError;
+use crate::role::Role;
 
 /// What the hook at the source does with V's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,6 @@ use nix::time::{ClockId, clock_gettime};
 use crate::session_id::SessionId;
 
 use super::attach::{AttachMode, AttachPreference, Direction, Hook};
-use super::bpffs::Role;
 use super::copies::{CopiedFrame, CopyMap};
 use super::counters::SourceCounters;
 use super::device;
@@ -22,6 +21,7 @@ use super::place::{Place, PodEnd};
 use super::plane::Plane;
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
+use crate::role::Role;
 
 /// A tap, possibly in another namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

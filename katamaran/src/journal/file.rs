@@ -11,8 +11,9 @@ use serde_json::Value;
 
 use super::error::JournalError;
 use super::lock;
-use super::record::{Header, Record, Role, SCHEMA};
+use super::record::{Header, Record, SCHEMA};
 use super::story::Story;
+use crate::role::Role;
 use crate::session_id::SessionId;
 use crate::wall_clock::now_us;
 

@@ -32,7 +32,7 @@ pub use error::JournalError;
 pub use file::{Found, Journal, adopt, list, settled};
 pub use process::ProcessId;
 pub use prune::prune;
-pub use record::{Header, Receipts, Record, Role, SCHEMA, Tap};
+pub use record::{Header, Receipts, Record, SCHEMA, Tap};
 pub use story::{Standing, Story};
 
 /// Where the journals are, beside the directories of the sessions' sockets.

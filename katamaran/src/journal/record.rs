@@ -1,6 +1,5 @@
 //! What is written down.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -8,29 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::process::ProcessId;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// The version of these records that this build writes, and the only one that it reads.
 pub const SCHEMA: u32 = 1;
-
-/// Which end of the migration this node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The node that the VM leaves.
-    Source,
-    /// The node that the VM goes to.
-    Destination,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        })
-    }
-}
 
 /// The first record of each journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

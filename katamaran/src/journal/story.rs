@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::record::{Header, Record, Role};
+use super::record::{Header, Record};
+use crate::role::Role;
 
 /// A journal, read.
 #[derive(Debug, Clone, PartialEq)]

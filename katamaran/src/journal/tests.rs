@@ -2,6 +2,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 fn header(role: Role) -> Header {

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::error::MetricsError;
 use super::file::MetricsFile;
 use super::recorder::{Finished, Metrics};
-use super::vocabulary::Role;
 use super::{server, writer};
+use crate::role::Role;
 
 /// Where metrics go. Opened before a migration touches anything, so that what is wrong with an address
 /// or a file is known by then.

@@ -28,8 +28,9 @@ use super::decode::decode;
 use super::encode::encode;
 use super::error::MetricsError;
 use super::page::Page;
-use super::vocabulary::{CRASHED, Role};
+use super::vocabulary::CRASHED;
 use crate::deadline;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// Everybody may read it: node_exporter runs as a user of its own.

@@ -29,4 +29,4 @@ pub use decode::Corrupt;
 pub use error::MetricsError;
 pub use exporter::{Exporter, Running};
 pub use recorder::{Disk, Finished, HopCount, Metrics, Ram};
-pub use vocabulary::{Outcome, Role, Verdict};
+pub use vocabulary::{Outcome, Verdict};

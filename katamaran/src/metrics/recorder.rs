@@ -13,7 +13,8 @@ use super::catalogue::{
 };
 use super::encode::encode;
 use super::page::{Page, Value};
-use super::vocabulary::{Outcome, Role, Verdict};
+use super::vocabulary::{Outcome, Verdict};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// Where the RAM copy stands.

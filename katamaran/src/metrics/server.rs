@@ -119,7 +119,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::metrics::vocabulary::Role;
+    use crate::role::Role;
 
     struct Server {
         address: SocketAddr,

@@ -1,21 +1,5 @@
 //! The values that labels take.
 
-/// Which side of a migration this process is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Source,
-    Destination,
-}
-
-impl Role {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
-}
-
 /// All values of `role`.
 pub(super) const ROLES: [&str; 2] = ["source", "destination"];
 
@@ -88,6 +72,7 @@ pub(super) const VERDICTS: [&str; 3] = ["proven", "violated", "unproven"];
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::Role;
 
     #[test]
     fn every_value_is_listed() {

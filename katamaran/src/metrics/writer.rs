@@ -7,8 +7,8 @@ use super::error::MetricsError;
 use super::file::MetricsFile;
 use super::page::Page;
 use super::recorder::Metrics;
-use super::vocabulary::Role;
 use crate::deadline;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// The gauges of the migration in progress.

@@ -9,8 +9,9 @@ use super::node::Node;
 use super::rollback::Undone;
 use crate::config::CommonConfig;
 use crate::journal::{
-    self, DIRECTORY, Header, Journal, JournalError, ProcessId, Receipts, Record, Role, SCHEMA, Tap,
+    self, DIRECTORY, Header, Journal, JournalError, ProcessId, Receipts, Record, SCHEMA, Tap,
 };
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What a journal begins with that the VM's QEMU and tap don't tell.

@@ -74,7 +74,7 @@ fn pause(ms: f64) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::migrate::ledger::Count;
-    use crate::migrate::report::Role;
+    use crate::role::Role;
     use crate::session_id::SessionId;
 
     fn report(outcome: Outcome) -> Report {

@@ -4,7 +4,6 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, MigrateError, chain};
-use super::report::Role;
 use super::rollback::UndoStack;
 use crate::config::CommonConfig;
 use crate::discover::{self, Wiring};
@@ -12,6 +11,7 @@ use crate::ebpf::PodEnd;
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::{NetNs, Netlink};
 use crate::qmp::{EventStream, Qmp, command};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// The VM's QEMU and tap on this node.
@@ -194,10 +194,6 @@ pub(crate) const RUN_DIRECTORY: &str = "/run/katamaran";
 /// Where a session's socket for QEMU's stream is: private to this user, and short enough for a socket's
 /// address (108 bytes).
 pub(crate) fn relay_directory(session: SessionId, role: Role) -> PathBuf {
-    let role = match role {
-        Role::Source => "source",
-        Role::Destination => "destination",
-    };
     PathBuf::from(format!("{RUN_DIRECTORY}/{session}-{role}"))
 }
 

@@ -15,6 +15,7 @@ use super::rollback::Undone;
 use super::shared::report::SharedVolumeReport;
 use super::storage::DriveProgress;
 use crate::qmp::command::CopyMode;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// Version of this format.
@@ -38,14 +39,6 @@ pub enum Outcome {
     Cancelled,
     /// COMMIT was sent and not answered: see the error for what to check.
     Undecided,
-}
-
-/// Which side wrote the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    Source,
-    Destination,
 }
 
 /// One phase.

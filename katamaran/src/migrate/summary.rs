@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use super::ledger::{Count, Verdict};
 use super::message::{Buffer, Tunnel};
 use super::progress::mib;
-use super::report::{Outcome, Report, Role};
+use super::report::{Outcome, Report};
+use crate::role::Role;
 
 /// Renders the summary that a migration prints on standard output.
 #[must_use]
@@ -24,11 +25,7 @@ fn write_summary(out: &mut String, r: &Report) -> std::fmt::Result {
         Outcome::Cancelled => "cancelled: the VM is the source's",
         Outcome::Undecided => "UNDECIDED: see below before anything is started",
     };
-    let role = match r.role {
-        Role::Source => "source",
-        Role::Destination => "destination",
-    };
-    writeln!(out, "session {} ({role})  {outcome}", r.session)?;
+    writeln!(out, "session {} ({})  {outcome}", r.session, r.role)?;
     if let Some(error) = &r.error {
         writeln!(out, "\n  error: {error}")?;
     }

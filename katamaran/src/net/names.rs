@@ -4,6 +4,7 @@
 //! session's id: exactly the 15 bytes that a name may have. So leftovers can be recognised in
 //! `ip link` and swept, and parallel migrations do not meet.
 
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// Longest name of a device in bytes, without the closing zero (IFNAMSIZ - 1).
@@ -15,30 +16,14 @@ const ID_DIGITS: usize = 11;
 /// The major number of the handles of our queueing disciplines (`4b54:`, "KT").
 pub const QDISC_MAJOR: u16 = 0x4b54;
 
-/// Which end of a migration an object belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// The node that the VM leaves.
-    Source,
-    /// The node that the VM goes to.
-    Destination,
-}
-
-impl Role {
-    /// The letter in names: `s` or `d`.
-    #[must_use]
-    pub fn letter(self) -> char {
-        match self {
-            Self::Source => 's',
-            Self::Destination => 'd',
-        }
-    }
-}
-
 /// The name of the session's device on one side, for example `ktms3f00c1d2e4b`.
 #[must_use]
 pub fn session_link(role: Role, session: SessionId) -> String {
-    format!("{PREFIX}{}{}", role.letter(), session.short(ID_DIGITS))
+    let letter = match role {
+        Role::Source => 's',
+        Role::Destination => 'd',
+    };
+    format!("{PREFIX}{letter}{}", session.short(ID_DIGITS))
 }
 
 /// The name of the session's pair of devices between a pod and its node, on both ends: `ktml...`.

@@ -8,10 +8,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo as LinkInfoNla, LinkMessage};
 
 use super::handle::{Operation, REQUEST_DEADLINE};
-use super::names::Role;
 use super::qdisc::PlugQdisc;
 use super::vxlan::{Vxlan, VxlanSpec};
 use super::{NetError, NetNs, Netlink, Result};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 const DEVICE: &str = "probe0";

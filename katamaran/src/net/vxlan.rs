@@ -17,8 +17,9 @@ use netlink_packet_route::link::{
 
 use super::handle::Operation;
 use super::link::OwnedLink;
-use super::names::{Role, session_link, session_vni};
+use super::names::{session_link, session_vni};
 use super::{NetError, Netlink, Result};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 const ETHERNET_HEADER: u32 = 14;

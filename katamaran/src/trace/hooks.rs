@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::record::{Change, Hooks};
-use crate::ebpf::{ArmedHooks, Counter, EbpfError, HookMode, Role, armed_hooks};
+use crate::ebpf::{ArmedHooks, Counter, EbpfError, HookMode, armed_hooks};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What a source's hook counts.
@@ -44,7 +45,7 @@ impl HookWatch {
                 changed.push(Hooks {
                     time: time.to_owned(),
                     session: hooks.session().to_string(),
-                    role: role(hooks.role()),
+                    role: hooks.role().name(),
                     mode: hooks.mode().map(mode),
                     counters,
                 });
@@ -64,7 +65,7 @@ impl HookWatch {
             let Ok(count) = hooks.count(*counter) else {
                 continue;
             };
-            let key = (hooks.session(), role(hooks.role()), *name);
+            let key = (hooks.session(), hooks.role().name(), *name);
             changes.extend(
                 self.change(key, count.packets)
                     .map(|change| (*name, change)),
@@ -82,13 +83,6 @@ impl HookWatch {
         // A session that was armed again counts from 0.
         let more = total.checked_sub(before).unwrap_or(total);
         (more != 0).then_some(Change { more, total })
-    }
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::Source => "source",
-        Role::Destination => "destination",
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::decide::Deed;
 use super::found::{Cleaned, Told};
-use super::look::{Seen, pins_of};
+use super::look::Seen;
 use crate::deadline;
 use crate::ebpf::{self, EbpfError};
-use crate::journal::{Found, Record, Role, Story, adopt};
+use crate::journal::{Found, Record, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::source::storage::remove_all;
@@ -21,6 +21,7 @@ use crate::qmp::command::{
     Cont, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, QueryMigrate, QueryStatus,
     Quit, RunState,
 };
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 const POLL: Duration = Duration::from_millis(5);
@@ -157,7 +158,7 @@ impl Context<'_> {
     }
 
     async fn remove_programs(&self) -> Result<(), String> {
-        let (session, role) = (self.story.header.session, pins_of(self.story.header.role));
+        let (session, role) = (self.story.header.session, self.story.header.role);
         let places: Vec<NetNs> = self
             .seen
             .netns
@@ -220,7 +221,7 @@ fn gone(removed: std::io::Result<()>, path: &Path) -> Result<(), String> {
 /// Links come off anywhere, filters only in their own namespace.
 async fn remove_programs(
     session: SessionId,
-    role: ebpf::Role,
+    role: Role,
     mut places: Vec<NetNs>,
 ) -> Result<(), String> {
     if places.is_empty() {
@@ -253,10 +254,7 @@ pub(super) async fn orphan(session: SessionId, role: Role, apply: bool) -> Clean
     let deed = Deed::RemovePrograms;
     cleaned.steps.push(match apply {
         false => Told::planned(&deed),
-        true => Told::done(
-            &deed,
-            remove_programs(session, pins_of(role), Vec::new()).await,
-        ),
+        true => Told::done(&deed, remove_programs(session, role, Vec::new()).await),
     });
     cleaned
 }

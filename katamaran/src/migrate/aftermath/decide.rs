@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::journal::{Record, Role, Standing, Story};
+use crate::journal::{Record, Standing, Story};
 use crate::qmp::command::{MigrationStatus, RunState};
+use crate::role::Role;
 
 /// What is found of a session.
 #[derive(Debug, Clone, Default, PartialEq)]

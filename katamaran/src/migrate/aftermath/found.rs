@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::decide::Deed;
-use crate::journal::{JournalError, Role, Story};
+use crate::journal::{JournalError, Story};
 use crate::migrate::error::chain;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What all dead sessions left.

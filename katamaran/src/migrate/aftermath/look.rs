@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use super::decide::{Facts, QemuFacts};
 use crate::ebpf;
-use crate::journal::{Header, Role, Story};
+use crate::journal::{Header, Story};
 use crate::migrate::error::chain;
 use crate::migrate::node::{relay_directory, verify_directory};
-use crate::migrate::report;
 use crate::migrate::storage::PREFIX;
-use crate::net::names::{self, QDISC_MAJOR, detour_link, session_link};
+use crate::net::names::{QDISC_MAJOR, detour_link, session_link};
 use crate::net::{NetNs, Netlink};
 use crate::qmp::command::{
     QueryBlockExports, QueryBlockJobs, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
 };
 use crate::qmp::{Qmp, QmpError};
+use crate::role::Role;
 
 /// What was found, and the ways to it.
 #[derive(Debug)]
@@ -136,24 +136,14 @@ async fn has_plug(netlink: &Netlink, tap: u32) -> bool {
 
 fn has_programs(header: &Header) -> Result<bool, String> {
     let stale = ebpf::stale_roles().map_err(|e| chain(&e))?;
-    Ok(stale.contains(&(header.session, pins_of(header.role))))
-}
-
-pub(super) fn pins_of(role: Role) -> ebpf::Role {
-    match role {
-        Role::Source => ebpf::Role::Source,
-        Role::Destination => ebpf::Role::Destination,
-    }
+    Ok(stale.contains(&(header.session, header.role)))
 }
 
 async fn find_devices(netns: &NetNs, header: &Header) -> Result<Vec<String>, String> {
     let session = header.session;
     let candidates = match header.role {
-        Role::Source => vec![
-            session_link(names::Role::Source, session),
-            detour_link(session),
-        ],
-        Role::Destination => vec![session_link(names::Role::Destination, session)],
+        Role::Source => vec![session_link(Role::Source, session), detour_link(session)],
+        Role::Destination => vec![session_link(Role::Destination, session)],
     };
     let netlink = netns.netlink().map_err(|e| chain(&e))?;
     let mut there = Vec::new();
@@ -170,10 +160,10 @@ async fn find_devices(netns: &NetNs, header: &Header) -> Result<Vec<String>, Str
 fn directories(header: &Header) -> Vec<PathBuf> {
     let candidates = match header.role {
         Role::Source => vec![
-            relay_directory(header.session, report::Role::Source),
+            relay_directory(header.session, Role::Source),
             verify_directory(header.session),
         ],
-        Role::Destination => vec![relay_directory(header.session, report::Role::Destination)],
+        Role::Destination => vec![relay_directory(header.session, Role::Destination)],
     };
     candidates
         .into_iter()

@@ -37,7 +37,8 @@ use super::diary::Diary;
 use super::error::{MigrateError, chain};
 use super::node::{Node, refused};
 use crate::ebpf;
-use crate::journal::{self, DIRECTORY, Found, Journal, Record, Role, Standing, Story};
+use crate::journal::{self, DIRECTORY, Found, Journal, Record, Standing, Story};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What a clean-up is to do.
@@ -91,15 +92,10 @@ pub async fn cleanup(wanted: Wanted) -> Result<Cleanup, MigrateError> {
 }
 
 fn stale_pins() -> Result<Vec<(SessionId, Role)>, MigrateError> {
-    let stale = ebpf::stale_roles().map_err(|source| MigrateError::Ebpf {
+    ebpf::stale_roles().map_err(|source| MigrateError::Ebpf {
         doing: "list what is pinned",
         source: Box::new(source),
-    })?;
-    let role = |role| match role {
-        ebpf::Role::Source => Role::Source,
-        ebpf::Role::Destination => Role::Destination,
-    };
-    Ok(stale.into_iter().map(|(s, r)| (s, role(r))).collect())
+    })
 }
 
 /// One session: taken over if nobody lives to look after it.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::journal::{self, DIRECTORY, Record, Role, Standing, Story};
+use crate::journal::{self, DIRECTORY, Record, Standing, Story};
+use crate::role::Role;
 
 /// What this process leaves if it ends now.
 #[must_use]

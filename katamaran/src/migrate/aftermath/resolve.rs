@@ -17,12 +17,13 @@ use super::clean_dead;
 use super::found::Cleaned;
 use super::look::look;
 use super::settle::{self, Answer, DestinationStep, SourceStep};
-use crate::journal::{self, DIRECTORY, Found, Journal, Record, Role, Standing, Story, adopt};
+use crate::journal::{self, DIRECTORY, Found, Journal, Record, Standing, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::MigrateError;
 use crate::migrate::node::refused;
 use crate::net::NetNs;
 use crate::qmp::command::RunState;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What came of it.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 
-use crate::journal::{self, DIRECTORY, Found, Role, Standing};
+use crate::journal::{self, DIRECTORY, Found, Standing};
 use crate::migrate::error::{MigrateError, chain};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// All of them, oldest first.

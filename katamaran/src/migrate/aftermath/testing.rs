@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::journal::{Header, Receipts, Record, Role, SCHEMA, Story, Tap};
+use crate::journal::{Header, Receipts, Record, SCHEMA, Story, Tap};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// A journal of these records.

@@ -18,11 +18,11 @@ use crate::migrate::source::{drop_records, inject, outer};
 use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock};
 use crate::net::NetNs;
 use crate::net::link::MacAddr;
-use crate::net::names::Role as LinkRole;
 use crate::net::packet::FrameInjector;
 use crate::net::qdisc::PlugQdisc;
 use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
 use crate::net::vxlan::{Vxlan, VxlanSpec};
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// Packets that the tap must be able to take at one go: a tap never pushes back, and what a
@@ -394,7 +394,7 @@ async fn attach(
         Tunnel::Vxlan { port } => {
             let spec = VxlanSpec {
                 session,
-                role: LinkRole::Destination,
+                role: Role::Destination,
                 local: *own,
                 remote: *source,
                 port,

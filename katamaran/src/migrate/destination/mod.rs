@@ -21,11 +21,12 @@ use super::aftermath::{clear_the_tap, clear_the_way};
 use super::error::{Doing as _, MigrateError, chain};
 use super::node::Node;
 use super::progress::{Outlets, Progress};
-use super::report::{Outcome, Report, Role};
+use super::report::{Outcome, Report};
 use crate::config::{CommonConfig, DestinationConfig};
 use crate::control::{Arrival, ControlConnection, Listener, plaintext};
 use crate::deadline;
 use crate::ebpf;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 pub(crate) use ending::End;

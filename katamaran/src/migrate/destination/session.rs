@@ -22,7 +22,7 @@ use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
 use crate::migrate::node::{Node, make_private_for_now, relay_directory};
 use crate::migrate::progress::Progress;
-use crate::migrate::report::{Report, Role};
+use crate::migrate::report::Report;
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::shared::{self, Held};
 use crate::migrate::storage::drive::Drive;
@@ -40,6 +40,7 @@ use super::look;
 use super::neighbours;
 use super::stage::{self, Facts, Stage};
 use super::storage::Exported;
+use crate::role::Role;
 
 /// A source that asked for an abort comes back for the rest within this time.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);

@@ -12,7 +12,6 @@ use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
 use crate::migrate::tap_watch::{TapWatch, lock};
 use crate::net::detour::Detour;
-use crate::net::names::Role as LinkRole;
 use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 use crate::qmp::Event;
@@ -21,6 +20,7 @@ use super::Run;
 use super::hooks::Hooks;
 use super::prepare::Prepared;
 use super::storage::Mirror;
+use crate::role::Role;
 
 /// Transmit queue of the tunnel device, in packets.
 const TUNNEL_QUEUE: u32 = 16_384;
@@ -107,7 +107,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
             let underlay = &prepared.underlays[0];
             let spec = VxlanSpec {
                 session: run.session,
-                role: LinkRole::Source,
+                role: Role::Source,
                 local: underlay.local,
                 remote: underlay.peer,
                 port,

@@ -36,12 +36,13 @@ use super::diary::Diary;
 use super::error::{CopyRates, MigrateError, chain};
 use super::ledger::Recovered;
 use super::progress::{Outlets, Progress};
-use super::report::{Outcome, Report, Role};
+use super::report::{Outcome, Report};
 use super::rollback::UndoStack;
 use super::shared::Held;
 use crate::config::SourceConfig;
 use crate::deadline;
 use crate::qmp::Qmp;
+use crate::role::Role;
 use crate::session_id::SessionId;
 
 /// What every state carries along.

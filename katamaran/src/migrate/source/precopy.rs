@@ -20,7 +20,6 @@ use crate::relay::{Governor, Pace as RelayPace, RelayStatus, SourceRelay};
 
 use crate::control::Preamble;
 use crate::migrate::node::{make_private, relay_directory};
-use crate::migrate::report::Role;
 
 use super::Run;
 use super::arm::Armed;
@@ -29,6 +28,7 @@ use super::give_back::GiveBack;
 use super::peer::{bad_news, cause_of};
 use super::storage;
 use super::streams;
+use crate::role::Role;
 
 /// QEMU's guard: it may switch over by itself only when this much would be left to do.
 const GUARD_DOWNTIME_MS: u64 = 1;

@@ -9,7 +9,7 @@ use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
 use crate::discover::Wiring;
 use crate::ebpf;
-use crate::journal::{Receipts, Role};
+use crate::journal::Receipts;
 use crate::migrate::aftermath::{clear_the_tap, clear_the_way};
 use crate::migrate::diary::{Beginning, Diary};
 use crate::migrate::error::{Doing as _, MigrateError};
@@ -30,6 +30,7 @@ use crate::qmp::command::{self, RunState};
 
 use super::Run;
 use super::peer::Peer;
+use crate::role::Role;
 
 /// Both nodes have been looked at; nothing has been changed.
 pub(crate) struct Prepared {

@@ -1,5 +1,6 @@
 use super::super::testing::story;
 use super::*;
+use crate::role::Role;
 
 /// Everything that can be left, behind a VM in this state.
 fn all_of_it(status: RunState) -> Facts {

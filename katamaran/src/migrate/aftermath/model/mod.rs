@@ -17,7 +17,7 @@ use stateright::{Checker, Model, Property};
 
 use self::world::{Step, Vm, World};
 use super::settle::Answer;
-use crate::journal::Role;
+use crate::role::Role;
 
 /// A mistake on purpose: the check must find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

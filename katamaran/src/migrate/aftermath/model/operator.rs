@@ -5,7 +5,8 @@ use super::super::last_record;
 use super::super::settle::{self, Answer, DestinationStep, SourceStep};
 use super::Bug;
 use super::world::{Note, Vm, World};
-use crate::journal::{Role, Standing, Story};
+use crate::journal::{Standing, Story};
+use crate::role::Role;
 
 /// What the operator can say on the source.
 pub(super) fn answers(world: &World, bug: Option<Bug>) -> Vec<Answer> {

@@ -2,9 +2,10 @@
 
 use super::super::decide::{Facts, QemuFacts};
 use super::super::testing;
-use crate::journal::{Record, Role, Story};
+use crate::journal::{Record, Story};
 use crate::migrate::destination::stage::Stage;
 use crate::qmp::command::RunState;
+use crate::role::Role;
 
 /// A copy of the VM, in its QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
