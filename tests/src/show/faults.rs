@@ -42,7 +42,7 @@ impl FaultOptions {
 }
 
 /// The steps of COMMIT with whatever is killed or cut, each with one of the signals; every other moment with another fault;
-/// and each of the disks' faults once.
+/// each of the disks' faults once; and a real QEMU that waits for a last word of the other one's on a link that is cut.
 fn is_in_cross_section(case: FaultCase) -> bool {
     let FaultCase {
         qemu,
@@ -61,9 +61,10 @@ fn is_in_cross_section(case: FaultCase) -> bool {
         },
         QemuVersion::V7_2 | QemuVersion::V10_0 => {
             let odd = qemu == QemuVersion::V7_2;
-            fault.is_of_disks()
+            let of_disks = fault.is_of_disks()
                 && moment == Moment::Ready
-                && place(fault).is_some_and(|at| (at % 2 == 1) == odd)
+                && place(fault).is_some_and(|at| (at % 2 == 1) == odd);
+            of_disks || (fault == Fault::LinkCut && moment == Moment::Loaded && !odd)
         }
     }
 }

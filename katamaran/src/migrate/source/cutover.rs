@@ -301,7 +301,8 @@ async fn wait_until_loaded(
             event = armed.prepared.node.events.recv(), if !sent => {
                 sent = has_completed(&event.doing("watch the migration end")?)?;
             }
-            notice = armed.prepared.notices.next(), if !loaded => {
+            // To the end: QEMU waits for a last word of the other one's, which a session that breaks now would have carried.
+            notice = armed.prepared.notices.next() => {
                 match bad_news(notice.doing("hear from the destination")?) {
                     Some(error) => return Err(error),
                     None => loaded = true,
