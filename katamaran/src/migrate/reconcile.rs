@@ -85,6 +85,13 @@ pub fn reconcile(
             ));
         }
     }
+    // The VM runs there, and its tap is alive: what it has not read yet is not lost.
+    let waiting = destination.tap.map_or(0, |tap| tap.unread);
+    if waiting > 0 {
+        unavailable.push(format!(
+            "D3' (destination tap): {waiting} packets still wait in the tap's ring: the VM runs, and does not read them"
+        ));
+    }
     let balances = [
         at_source_host(source, &witness),
         at_source_tap(source, recovered, &witness),
@@ -182,12 +189,13 @@ fn at_destination_host(destination: &DestinationLedger, witness: &Witness<'_>) -
 }
 
 fn at_destination_tap(destination: &DestinationLedger, witness: &Witness<'_>) -> Imbalance {
+    let read_or_lost = destination.tap.map(|tap| TapBalance { unread: 0, ..tap });
     let gap = Gap {
-        lost: destination.tap.map_or(0, TapBalance::missing)
-            - witness.unseen(Hop::DestinationTap, destination.tap),
+        lost: read_or_lost.map_or(0, TapBalance::missing)
+            - witness.unseen(Hop::DestinationTap, read_or_lost),
         duplicated: 0,
     };
-    behind_hook(Hop::DestinationTap, gap, destination.tap, witness)
+    behind_hook(Hop::DestinationTap, gap, read_or_lost, witness)
 }
 
 /// The tap's own balance, with the drops that it explains.

@@ -67,16 +67,17 @@ impl Netlink {
         }
     }
 
-    /// Says where a neighbour is, as an entry that the kernel has not checked lately (STALE): packets
-    /// leave at once, and the kernel verifies it while they do. A neighbour that it has to ask for
-    /// first gets about a hundred packets queued, and all further ones dropped, until it answers.
+    /// Says where a neighbour is, as an entry that was just confirmed (REACHABLE): packets leave at once, and the kernel
+    /// begins to check it after 15 to 45 s (`base_reachable_time`, 30 s, by a random factor). A stale one would fail 8 s after the first packet
+    /// (`delay_first_probe_time` and three probes) where the neighbour can't answer yet, and packets would be dropped. A neighbour that the
+    /// kernel has to ask for first gets about a hundred packets queued, and all further ones dropped, until it answers.
     ///
     /// # Errors
     /// The device is gone, has no neighbours, or is of another address family.
     pub async fn introduce(&self, device: u32, address: IpAddr, at: MacAddr) -> Result<()> {
         let operation = Operation::new("introduce the neighbour", address);
         let mut message = entry(device, address);
-        message.header.state = NeighbourState::Stale;
+        message.header.state = NeighbourState::Reachable;
         message
             .attributes
             .push(NeighbourAttribute::LinkLayerAddress(at.0.to_vec()));

@@ -4,7 +4,7 @@
 //! Once the network sends the VM's packets here, the node would first ask for the VM's Ethernet address.
 //! The VM answers when it has worked off what was held for it, and of what arrives until then the
 //! kernel keeps about a hundred packets and drops the rest (`NEIGH_QUEUEFULL`). The entry is an ordinary
-//! one, unverified: the kernel checks it and forgets it as any other.
+//! one, which lives longer than a pause lasts: the kernel checks it later, and forgets it as any other.
 
 use std::net::IpAddr;
 

@@ -329,6 +329,10 @@ impl Session<'_> {
                 self.running = true;
                 self.report.note_held(resumed.held);
                 self.diary.mention(&Record::Running);
+                // The pause may have been long, and what was held keeps the VM busy.
+                if let Some(vm) = &self.vm {
+                    neighbours::introduce(&self.node, vm).await;
+                }
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
             }

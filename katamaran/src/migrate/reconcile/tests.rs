@@ -103,7 +103,7 @@ fn losses_at_several_hops_add_up() {
     });
     (d.d1, d.d3_tunnel) = (count(96), count(96));
     d.tap = Some(TapBalance {
-        unread: 1,
+        dropped: 1,
         ..TapBalance::default()
     });
     let r = verdict(&s, &d);
@@ -161,10 +161,20 @@ fn a_loss_in_the_tap_that_no_kernel_saw_is_placed_by_the_counters() {
         not_enqueued: 0,
     });
     let r = verdict(&s, &d);
-    assert_eq!(
-        r.imbalances[0].reasons,
-        ["refused by the tap's ring (1)", "not read by QEMU (2)"]
-    );
+    assert_eq!(r.imbalances[0].reasons, ["refused by the tap's ring (1)"]);
+    assert_eq!((r.verdict, r.lost), (Verdict::Violated, 1));
+}
+
+#[test]
+fn what_waits_in_the_tap_of_a_vm_that_runs_is_neither_lost_nor_proven() {
+    let (s, mut d) = balanced();
+    d.tap = Some(TapBalance {
+        unread: 12,
+        ..TapBalance::default()
+    });
+    let r = verdict(&s, &d);
+    assert_eq!((r.verdict, r.lost), (Verdict::Unproven, 0));
+    assert!(r.unavailable[0].contains("12 packets still wait"), "{r:?}");
 }
 
 #[test]
