@@ -1,9 +1,12 @@
 //! A guest that is behind with its packets when they are turned away: the VM is not stopped before it has read them all.
 
+use std::time::{Duration, Instant};
+
 use katamaran_tests::lab::{LabConfig, QemuVersion};
 use katamaran_tests::run::{
     Laggard, Migration, MigrationOptions, Stage, StageOptions, TrafficSpec, settle,
 };
+use nix::sys::signal::Signal;
 
 use crate::support::{all, number, report, require, side};
 
@@ -66,4 +69,42 @@ fn a_guest_that_is_behind_is_waited_for_under_qemu_7_2() {
 fn a_guest_that_is_behind_is_waited_for_under_qemu_10_0() {
     require!(Root, Bpf, Lab);
     drained_to_the_last(QemuVersion::V10_0);
+}
+
+/// A stale neighbour entry fails 8 s after the first packet: what came then was dropped by the destination's kernel.
+#[test]
+fn a_vm_that_stalls_after_its_arrival_loses_nothing_and_is_not_told_to_have() {
+    const STALL: Duration = Duration::from_secs(11);
+    require!(Root, Bpf, Lab);
+    let mut stage = Stage::set(StageOptions {
+        traffic: TrafficSpec {
+            pps_v4: 300,
+            pps_v6: 300,
+            ..TrafficSpec::default()
+        },
+        ..StageOptions::new(QemuVersion::StandIn, 300)
+    })
+    .unwrap();
+    let options = MigrationOptions::default();
+    let mut migration = Migration::begin(&mut stage, &options).unwrap();
+    migration
+        .look_until("V's resume", |migration| {
+            Ok(migration.timeline.resume_ns.is_some())
+        })
+        .unwrap();
+    let stalled = Instant::now();
+    let qemu = migration.stage.guest_b.process();
+    qemu.signal(Signal::SIGSTOP).unwrap();
+    while stalled.elapsed() < STALL {
+        migration.look().unwrap();
+    }
+    let qemu = migration.stage.guest_b.process();
+    qemu.signal(Signal::SIGCONT).unwrap();
+    let (ended, timeline) = migration.end().unwrap();
+    let run = settle(&mut stage, ended, &timeline).unwrap();
+    assert!(run.client.is_perfect(), "{}", all(&run));
+    for side in [side(&run.source), side(&run.dest)] {
+        assert_ne!(report(side)["verdict"], "violated", "{}", all(&run));
+        assert_eq!(side.status, Some(0), "{}", all(&run));
+    }
 }
