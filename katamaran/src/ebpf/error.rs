@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::net::NetError;
 use crate::role::Role;
 use crate::session_id::SessionId;
 
@@ -136,15 +135,8 @@ pub enum EbpfError {
         #[source]
         source: io::Error,
     },
-    /// The namespace of a hook could not be entered.
-    #[error("enter the network namespace of a hook")]
-    Enter {
-        /// Why.
-        #[source]
-        source: NetError,
-    },
-    /// The namespace of a hook could not be told.
-    #[error("look at the network namespace of a hook")]
+    /// The namespace of a hook could not be entered or told.
+    #[error("enter or look at the network namespace of a hook")]
     Namespace {
         /// Why.
         #[source]

@@ -1,13 +1,18 @@
 //! Where a device is: in the calling thread's network namespace, or in another.
 
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns};
+
 use super::error::EbpfError;
-use crate::net::NetNs;
 
 /// The pod's end of a veth.
 #[derive(Clone, Debug)]
 pub struct PodEnd {
-    /// The pod's network namespace.
-    pub netns: NetNs,
+    /// The pod's network namespace, opened.
+    pub netns: Arc<File>,
     /// The device's index there.
     pub ifindex: u32,
 }
@@ -15,7 +20,7 @@ pub struct PodEnd {
 /// A network namespace; by default the calling thread's own.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Place {
-    netns: Option<NetNs>,
+    netns: Option<Arc<File>>,
 }
 
 impl Place {
@@ -30,11 +35,22 @@ impl Place {
         &self,
         work: impl FnOnce() -> Result<T, EbpfError> + Send,
     ) -> Result<T, EbpfError> {
-        match &self.netns {
-            None => work(),
-            Some(netns) => netns
-                .run(work)
-                .map_err(|source| EbpfError::Enter { source })?,
-        }
+        let Some(netns) = &self.netns else {
+            return work();
+        };
+        let failed = |source: io::Error| EbpfError::Namespace { source };
+        std::thread::scope(|scope| {
+            let inside = std::thread::Builder::new()
+                .name("ktm-hook".to_owned())
+                .spawn_scoped(scope, || {
+                    setns(&**netns, CloneFlags::CLONE_NEWNET)
+                        .map_err(|errno| failed(errno.into()))?;
+                    work()
+                })
+                .map_err(failed)?;
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }

@@ -119,7 +119,7 @@ impl Node {
     /// A device of the tap's namespace, for the programs.
     pub(crate) fn in_pod(&self, device: &LinkInfo) -> PodEnd {
         PodEnd {
-            netns: self.tap_netns.clone(),
+            netns: self.tap_netns.file(),
             ifindex: device.index,
         }
     }

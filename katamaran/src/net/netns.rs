@@ -128,6 +128,12 @@ impl NetNs {
         self.inode
     }
 
+    /// The open file that stands for it.
+    #[must_use]
+    pub fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
     /// Runs `work` on a thread of its own inside this namespace and waits for it. Blocks the caller
     /// for as long as `work` takes. A panic in `work` goes on in the caller.
     ///
