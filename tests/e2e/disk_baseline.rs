@@ -13,7 +13,14 @@ use crate::support::require;
 
 const MEBIBYTES: u64 = 128;
 
-fn go_order(qemu: QemuVersion, drives: usize, mishap: Mishap) -> GoOrderRun {
+/// With so few records a second hardly one is pending when V stops.
+const SELDOM: u64 = 20;
+
+fn go_order(qemu: QemuVersion, mishap: Mishap) -> GoOrderRun {
+    let rate = match mishap {
+        Mishap::None => SELDOM,
+        Mishap::Backlog { .. } | Mishap::ExportDies => DiskLoad::FLAT_OUT,
+    };
     let stage = StageOptions {
         lab: LabConfig {
             qemu,
@@ -22,14 +29,14 @@ fn go_order(qemu: QemuVersion, drives: usize, mishap: Mishap) -> GoOrderRun {
         traffic: TrafficSpec {
             pps_v4: 100,
             disk: Some(DiskLoad {
-                rate: DiskLoad::FLAT_OUT,
+                rate,
                 blocks: (MEBIBYTES << 20) / 4096,
             }),
             ..TrafficSpec::default()
         },
         storage: Storage::Local(MEBIBYTES),
         drives: DriveOptions {
-            count: drives,
+            count: 1,
             ..DriveOptions::default()
         },
         ..StageOptions::default()
@@ -51,15 +58,17 @@ fn assert_lost(run: &GoOrderRun) {
     assert!(disk.lost() > 0, "{what}");
 }
 
-/// What the other tests find lost is not lost by the lab. V writes all the time, so something may be pending by chance.
+/// What the other tests find lost is not lost by the lab. V writes now and then, so something may be
+/// pending by chance.
 #[test]
 fn in_the_other_order_nothing_is_lost_while_nothing_is_pending() {
     const TRIES: usize = 3;
     require!(Root, Lab);
     let mut lost = Vec::new();
     for _ in 0..TRIES {
-        let run = go_order(QemuVersion::V10_0, 1, Mishap::None);
-        if run.run.client.disk.as_ref().unwrap().is_intact() {
+        let run = go_order(QemuVersion::V10_0, Mishap::None);
+        let intact = run.run.client.disk.as_ref().unwrap().is_intact();
+        if run.run.resume_ns.is_some() && intact {
             return;
         }
         lost.push(format!("{} {:?}", run.run.summary(), run.crash));
@@ -74,7 +83,7 @@ fn the_other_order_loses_acknowledged_writes_that_are_pending() {
         path: 4_000_000,
         pending: 48 << 20,
     };
-    let run = go_order(QemuVersion::V7_2, 1, mishap);
+    let run = go_order(QemuVersion::V7_2, mishap);
     assert_lost(&run);
     // It is not even a failure that somebody could see in time: V has moved.
     assert!(run.crash.is_some(), "{:?}", run.status);
@@ -83,7 +92,7 @@ fn the_other_order_loses_acknowledged_writes_that_are_pending() {
 #[test]
 fn the_other_order_loses_acknowledged_writes_when_a_mirror_has_died() {
     require!(Root, Lab);
-    let run = go_order(QemuVersion::V10_0, 1, Mishap::ExportDies);
+    let run = go_order(QemuVersion::V10_0, Mishap::ExportDies);
     assert_lost(&run);
     assert_eq!(run.status.as_deref(), Some("completed"), "{:?}", run.crash);
 }
