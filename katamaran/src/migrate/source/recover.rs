@@ -31,7 +31,10 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// QEMU stopped the VM by itself while packets were still passed to it. They sit in the tap's
 /// ring, older than anything that is redirected from now on, so they are delivered first, round after
 /// round, until the ring is empty; only then the flip. The first packet after the stop is not in the
-/// ring: a stopped QEMU reads one and keeps it. It is found in the program's copies.
+/// ring: a stopped QEMU reads one and keeps it. It is found in the program's copies. What may be gone is
+/// one that came while QEMU waited for the vCPUs to stand still: it is queued, since the VM is no longer
+/// said to run, and discarded with the queue (`do_vm_stop()`, `net_vm_change_state_handler()`). Nobody
+/// counts it, and it can't be told from one that the VM has.
 pub(crate) async fn after_early_stop(
     armed: &Armed,
     run: &mut Run,
