@@ -39,6 +39,8 @@ indexed! {
         EncapFailed,
         /// Should have been redirected, but does not fit the path: passed (part of S2).
         TooBig,
+        /// Redirected (part of S3), and no copy could be retained: the ring was full.
+        NotRetained,
         /// Neighbour requests for V that were answered in V's stead.
         NeighbourAnswered,
         /// D1: taken out of the tunnel for V at D.

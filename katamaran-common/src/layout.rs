@@ -191,6 +191,21 @@ pub struct CopySlot {
     pub bytes: [u8; COPY_BYTES],
 }
 
+/// What stands in front of each packet in the ring of retained ones; the packet follows from its IP header on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Retained {
+    /// Length of the IP packet, bytes.
+    pub length: u32,
+    /// The skb's segment size; not 0 for a super-packet.
+    pub gso_size: u32,
+    /// The Ethernet header it came with.
+    pub ethernet: [u8; 14],
+    /// Padding.
+    pub _pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Retained>() == 24);
 const _: () = assert!(size_of::<KernelOffsets>() == 52);
 const _: () = assert!(size_of::<Config>() == 12 * 4 + 12 + 4 * 16 + 4 + 52);
 const _: () = assert!(size_of::<Address>() == 16);
@@ -201,7 +216,7 @@ const _: () = assert!(size_of::<CopySlot>() == 24 + COPY_BYTES);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Address, Config, CopySlot, Count, DropKey, Sequence};
+    use super::{Address, Config, CopySlot, Count, DropKey, Retained, Sequence};
 
     macro_rules! pod {
         ($($name:ty),+) => {
@@ -212,5 +227,7 @@ mod pod {
             )+
         };
     }
-    pod!(Address, Config, CopySlot, Count, DropKey, Sequence);
+    pod!(
+        Address, Config, CopySlot, Count, DropKey, Retained, Sequence
+    );
 }

@@ -41,6 +41,10 @@ pub const MAP_DROPS: &str = "KTM_DROPS";
 pub const MAP_COPIES: &str = "KTM_COPIES";
 /// One `u64`: frames written to the copy ring so far.
 pub const MAP_COPY_NUMBER: &str = "KTM_COPY_NUMBER";
+/// One `u32`: not 0 while what is redirected is retained.
+pub const MAP_RETAINING: &str = "KTM_RETAINING";
+/// A ring of packets that were redirected, each behind its [`Retained`](crate::layout::Retained).
+pub const MAP_RETAINED: &str = "KTM_RETAINED";
 /// One [`TraceOffsets`](crate::trace::TraceOffsets).
 pub const MAP_TRACE: &str = "KTM_TRACE";
 /// A ring of [`DropEvent`](crate::trace::DropEvent)s.

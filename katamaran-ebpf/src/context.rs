@@ -94,16 +94,16 @@ impl Skb {
         self.context.store(offset as usize, value, 0).ok()
     }
 
-    /// Copies `length` bytes from the start of the packet to `target`.
+    /// Copies `length` bytes of the packet from `offset` on to `target`.
     ///
     /// # Safety
     ///
     /// `target` must have room for `length` bytes, in a way that the verifier can see.
     #[inline(always)]
-    pub(crate) unsafe fn copy_to(&self, target: *mut u8, length: u32) -> Option<()> {
+    pub(crate) unsafe fn copy_to(&self, offset: u32, target: *mut u8, length: u32) -> Option<()> {
+        let skb = self.context.skb.skb.cast();
         // SAFETY: as the caller promises.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.context.skb.skb.cast(), 0, target.cast(), length) };
+        let result = unsafe { bpf_skb_load_bytes(skb, offset, target.cast(), length) };
         (result == 0).then_some(())
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn keep(skb: &Skb) {
         // A reader that sees 0 knows that the slot is being written.
         write_volatile(addr_of_mut!((*slot).number), 0);
         if skb
-            .copy_to(addr_of_mut!((*slot).bytes).cast(), captured)
+            .copy_to(0, addr_of_mut!((*slot).bytes).cast(), captured)
             .is_none()
         {
             return;

@@ -37,6 +37,8 @@ mod neighbour;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod retain;
+#[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
 mod tap;

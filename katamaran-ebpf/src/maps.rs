@@ -39,6 +39,12 @@ static KTM_COPIES: Array<CopySlot> = Array::with_max_entries(COPY_SLOTS, 0);
 static KTM_COPY_NUMBER: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
+static KTM_RETAINING: Array<u32> = Array::with_max_entries(1, 0);
+/// As small as can be: who redirects makes it larger.
+#[map]
+static KTM_RETAINED: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+#[map]
 static KTM_TRACE: Array<TraceOffsets> = Array::with_max_entries(1, 0);
 /// As small as can be: who reads it makes it larger.
 #[map]
@@ -67,6 +73,20 @@ pub(crate) fn copying() -> bool {
     KTM_COPYING
         .get_ptr(0)
         .is_some_and(|pointer| unsafe { pointer.read_volatile() } != 0)
+}
+
+#[inline(always)]
+pub(crate) fn retaining() -> bool {
+    // SAFETY: as for the mode.
+    KTM_RETAINING
+        .get_ptr(0)
+        .is_some_and(|pointer| unsafe { pointer.read_volatile() } != 0)
+}
+
+/// Room for one packet in the ring of retained ones. Every byte that is read later has to be written.
+#[inline(always)]
+pub(crate) fn retained<T: 'static>() -> Option<RingBufEntry<T>> {
+    KTM_RETAINED.reserve(0)
 }
 
 #[inline(always)]

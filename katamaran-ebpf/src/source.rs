@@ -9,7 +9,7 @@ use katamaran_common::segments::{count_of, wire_segments};
 use crate::context::Skb;
 use crate::encapsulate::{Fit, encapsulate, fit};
 use crate::programs::{DROP, PASS};
-use crate::{copy, maps, neighbour};
+use crate::{copy, maps, neighbour, retain};
 
 #[inline(always)]
 pub(crate) fn run(skb: &Skb) -> Option<i32> {
@@ -97,6 +97,7 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         maps::count(Counter::TooBig, &count);
         return pass_counted(skb, &count);
     }
+    let before = skb.length();
     let action = if config.through_pod != 0 {
         skb.redirect(config.through_pod)
     } else {
@@ -107,6 +108,11 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         action
     };
     maps::count(Counter::Redirected, &count);
+    // It is behind the outer header by now.
+    if maps::retaining() && retain::keep(skb, skb.length() - before, ip.length, gso_size).is_none()
+    {
+        maps::count(Counter::NotRetained, &count);
+    }
     maps::digest(Digest::Redirected, contribution);
     maps::stamp_first(Stamp::FirstRedirected);
     maps::stamp(Stamp::LastRedirected);

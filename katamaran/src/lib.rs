@@ -7,6 +7,7 @@ pub mod control;
 pub mod deadline;
 pub mod discover;
 pub mod ebpf;
+mod frame;
 pub mod journal;
 pub mod metrics;
 pub mod migrate;

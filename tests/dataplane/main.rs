@@ -19,6 +19,7 @@ mod neighbour;
 mod netns;
 mod pump;
 mod require;
+mod retained;
 mod stream;
 mod tap;
 mod traffic;

@@ -5,14 +5,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use katamaran_tests::lab::{Node, QemuVersion};
+use katamaran_tests::lab::{Node, QemuVersion, Wiring};
 use katamaran_tests::leak::{Scope, Snapshot, session_files};
 use katamaran_tests::run::{
     KatamaranProcess, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
 };
 use serde_json::Value;
 
-use crate::support::{both, katamaran, require};
+use crate::support::{both, katamaran, report, require};
 
 /// Longer than the kernel takes to free what a dead process had.
 const SOON: Duration = Duration::from_secs(5);
@@ -68,6 +68,13 @@ fn journal(session: &str, role: &str) -> PathBuf {
 
 /// Kills a side as soon as its journal says `record`, and returns the session.
 fn kill_at(migration: &mut Migration<'_>, role: Role, record: &str) -> String {
+    let session = look_until_written(migration, role, record);
+    migration.side(role).process().kill();
+    session
+}
+
+/// Waits until a side's journal says `record`, and returns the session.
+fn look_until_written(migration: &mut Migration<'_>, role: Role, record: &str) -> String {
     migration
         .look_until_logged(Role::Source, "both nodes are ready")
         .unwrap();
@@ -82,7 +89,6 @@ fn kill_at(migration: &mut Migration<'_>, role: Role, record: &str) -> String {
         assert!(Instant::now() < end, "{}", migration.said());
         std::thread::sleep(Duration::from_micros(100));
     }
-    migration.side(role).process().kill();
     session
 }
 
@@ -188,6 +194,61 @@ fn a_vm_that_a_killed_source_had_stopped_runs_again_once_it_is_known_that_no_oth
     assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
     let (exit, told) = katamaran(&stage, Node::A, &apply);
     assert_eq!(exit, Some(0), "{told}");
+    let (client, _) = stage.finish_traffic().unwrap();
+    assert!(client.is_perfect(), "{client:?}");
+}
+
+/// It has redirected for some time, to a destination that is given up; copies are with its programs.
+#[test]
+fn what_a_killed_source_had_redirected_reaches_the_vm_when_it_goes_on() {
+    require!(Root, Bpf, Lab);
+    for wiring in [Wiring::Tap, Wiring::Pod] {
+        let mut options = StageOptions::new(QemuVersion::V10_0, 2000);
+        options.lab.wiring = wiring;
+        let mut stage = Stage::set(options).unwrap();
+        let mut migration = begin(&mut stage, &[]);
+        let session = kill_at(&mut migration, Role::Source, "stopping");
+        let (ended, _) = migration.end().unwrap();
+        assert_eq!(ended.dest.status, Some(1), "{}", both(&ended));
+        let cleanup = ["cleanup", "--session", &session];
+        let (_, told) = katamaran(&stage, Node::A, &cleanup);
+        assert!(told.contains("put the packets into the VM's tap"), "{told}");
+        let apply = ["cleanup", "--apply", "--session", &session];
+        let (exit, told) = katamaran(&stage, Node::A, &apply);
+        assert_eq!(exit, Some(0), "{told}");
+        assert_eq!(status(&mut stage), "running", "{told}");
+        assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
+        let (client, _) = stage.finish_traffic().unwrap();
+        assert!(client.is_perfect(), "{wiring:?} {client:?}");
+    }
+}
+
+/// The source's own copies stand in for what a destination had that is gone.
+#[test]
+fn what_a_killed_destination_held_is_not_missed() {
+    require!(Root, Bpf, Lab);
+    let mut stage = Stage::set(StageOptions::new(QemuVersion::V10_0, 2000)).unwrap();
+    let mut migration = begin(&mut stage, &[]);
+    look_until_written(&mut migration, Role::Source, "stopping");
+    migration.dest.process().kill();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.source.status, Some(1), "{}", both(&ended));
+    let report = report(&ended.source);
+    let returned = &report["returned"];
+    assert!(
+        returned["from_copies"].as_u64() > Some(0),
+        "{}",
+        both(&ended)
+    );
+    assert_eq!(
+        returned["returned"],
+        returned["redirected"],
+        "{}",
+        both(&ended)
+    );
+    assert_eq!(status(&mut stage), "running", "{}", both(&ended));
+    let (client, _) = stage.finish_traffic().unwrap();
+    assert!(client.is_perfect(), "{client:?}");
 }
 
 #[test]

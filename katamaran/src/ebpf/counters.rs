@@ -26,6 +26,8 @@ pub struct SourceCounters {
     /// Part of S2: should have been redirected, but does not fit the path and there is no device for
     /// such packets.
     pub too_big: Count,
+    /// Part of S3: no copy was retained.
+    pub not_retained: Count,
     /// Neighbour requests answered in V's stead.
     pub neighbours_answered: Count,
     /// Handed to the driver of the tap. `None`: the kernel can't be asked.
@@ -203,6 +205,7 @@ impl CounterMaps {
             other: self.count(Counter::SourceOther)?,
             encap_failed: self.count(Counter::EncapFailed)?,
             too_big: self.count(Counter::TooBig)?,
+            not_retained: self.count(Counter::NotRetained)?,
             neighbours_answered: self.count(Counter::NeighbourAnswered)?,
             offered: self.offered(witnessed)?,
             digest_s3: self.digest(Digest::Redirected)?,

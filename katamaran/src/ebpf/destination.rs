@@ -120,6 +120,7 @@ impl DestinationDataplane {
             config,
             &spec.vm_addresses,
             &hooks,
+            &[],
             |_| Ok(()),
         )?;
         Ok(Self { plane })

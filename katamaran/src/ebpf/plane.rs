@@ -42,13 +42,14 @@ impl Plane {
         mut config: Config,
         addresses: &[IpAddr],
         hooks: &[Hook],
+        sizes: &[(&'static str, u32)],
         prepare: impl FnOnce(&mut Ebpf) -> Result<T, EbpfError>,
     ) -> Result<(Self, T), EbpfError> {
         let witness = Witness::of_kernel();
         if let Ok(witness) = &witness {
             config.offsets = witness.offsets;
         }
-        let mut ebpf = object::load()?;
+        let mut ebpf = object::load_sized(sizes)?;
         write_config(&mut ebpf, config)?;
         write_addresses(&mut ebpf, addresses)?;
         let prepared = prepare(&mut ebpf)?;

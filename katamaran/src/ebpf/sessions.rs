@@ -119,17 +119,8 @@ fn open(session: SessionId, role: Role, pins: &Path) -> Result<Option<ArmedHooks
         Role::Source => names::PROGRAM_SOURCE,
         Role::Destination => names::PROGRAM_TAP,
     };
-    let pin = bpffs::entries(pins)?
-        .into_iter()
-        .find(|pin| pin_of(pin, wanted));
-    let Some(program) = pin.and_then(|pin| program(&pin)) else {
-        return Ok(None);
-    };
-    let Ok(Some(ids)) = program.map_ids() else {
-        return Ok(None);
-    };
     let (mut counts, mut addresses, mut mode) = (None, None, None);
-    for id in ids {
+    for id in maps_of(pins, wanted)? {
         let Ok(info) = MapInfo::from_id(id) else {
             continue;
         };
@@ -157,6 +148,15 @@ fn open(session: SessionId, role: Role, pins: &Path) -> Result<Option<ArmedHooks
     }))
 }
 
+/// The maps that a session's pinned program uses; none where it is not there.
+pub(super) fn maps_of(pins: &Path, wanted: &str) -> Result<Vec<u32>, EbpfError> {
+    let pin = bpffs::entries(pins)?
+        .into_iter()
+        .find(|pin| pin_of(pin, wanted));
+    let maps = pin.and_then(|pin| program(&pin)?.map_ids().ok()?);
+    Ok(maps.unwrap_or_default())
+}
+
 /// `PROGRAM_IFINDEX` is a link, `filter-PROGRAM-...` a program.
 fn pin_of(pin: &Path, program: &str) -> bool {
     let name = pin.file_name().unwrap_or_default().to_string_lossy();
@@ -179,7 +179,7 @@ fn program(pin: &Path) -> Option<ProgramInfo> {
         .find(|program| program.id() == id)
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(id: u32) -> Result<M, MapError> {
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(id: u32) -> Result<M, MapError> {
     Map::from_map_data(MapData::from_id(id)?)?.try_into()
 }
 

@@ -19,6 +19,7 @@ use super::error::EbpfError;
 use super::object::{self, Slot};
 use super::place::{Place, PodEnd};
 use super::plane::Plane;
+use super::retained::{RING_BYTES, RetainedMap, RetainedPacket};
 use super::tunnel::set_ends;
 use super::witness::WitnessMissing;
 use crate::role::Role;
@@ -126,6 +127,7 @@ pub struct SourceDataplane {
     plane: Plane,
     switch: Mutex<Switch>,
     copies: CopyMap,
+    retained: Mutex<RetainedMap>,
 }
 
 struct Switch {
@@ -159,27 +161,33 @@ impl SourceDataplane {
             let mut mode: Slot<u32> = object::map(ebpf, names::MAP_MODE)?;
             write(&mut mode, names::MAP_MODE, Mode::Count as u32)?;
             let copying = object::map(ebpf, names::MAP_COPYING)?;
-            Ok((Switch { mode, copying }, CopyMap::take(ebpf)?))
+            Ok((
+                Switch { mode, copying },
+                CopyMap::take(ebpf)?,
+                RetainedMap::take(ebpf)?,
+            ))
         };
         if let Encap::Ip { local, remote, .. } = &spec.encap {
             warm_neighbours(local, remote);
         }
-        let (plane, (switch, copies)) = Plane::arm(
+        let (plane, (switch, copies, retained)) = Plane::arm(
             spec.session,
             Role::Source,
             config,
             &spec.vm_addresses,
             &hooks,
+            &[(names::MAP_RETAINED, RING_BYTES)],
             prepare,
         )?;
         Ok(Self {
             plane,
             switch: Mutex::new(switch),
             copies,
+            retained: Mutex::new(retained),
         })
     }
 
-    /// Turns V's packets to D: one map write.
+    /// Turns V's packets to D: one map write. Copies of them are retained from then on.
     ///
     /// A packet whose program run began before the write may still be passed on, by a microsecond or
     /// so: wait for `s2` to stand still and `offered` to reach it.
@@ -189,6 +197,7 @@ impl SourceDataplane {
     /// When the map can't be written; the mode is then as it was.
     pub fn flip(&self) -> Result<FlipTime, EbpfError> {
         self.plane.forget_first_redirected()?;
+        self.retained().switch(true)?;
         self.set_mode(Mode::Redirect)
     }
 
@@ -214,6 +223,24 @@ impl SourceDataplane {
     fn switch(&self) -> MutexGuard<'_, Switch> {
         // Nothing in there can be left half done.
         self.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out the oldest packet that was redirected since the flip, and retained.
+    pub fn next_retained(&self) -> Option<RetainedPacket> {
+        self.retained().next()
+    }
+
+    /// Retains nothing more: V runs on D.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written.
+    pub fn stop_retaining(&self) -> Result<(), EbpfError> {
+        self.retained().switch(false)
+    }
+
+    fn retained(&self) -> MutexGuard<'_, RetainedMap> {
+        self.retained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts or stops copying the frames that are passed to the tap. What was copied stays.

@@ -16,6 +16,7 @@ mod measured;
 pub mod message;
 pub(crate) mod node;
 pub mod progress;
+mod put_back;
 pub mod reconcile;
 pub mod report;
 pub mod rollback;

@@ -3,6 +3,9 @@
 //! Each step pushes its undo before or with the step itself. There are two kinds: *cleanup* runs
 //! on every way out, *abort* only when the migration did not commit. [`UndoStack::commit`] is the
 //! one place where abort steps are discarded, and it returns a type that has none.
+//!
+//! The VM's *way* is cleaned up as well, but for the one way out on which nobody knows where the VM is:
+//! [`Cleanup::keep_way`] leaves it in place, for `katamaran resolve`.
 
 use std::fmt;
 use std::future::Future;
@@ -17,6 +20,8 @@ type Step = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), String>> 
 #[derive(PartialEq, Eq)]
 enum When {
     Always,
+    /// Always, but when it is not known where the VM is.
+    Way,
     AbortOnly,
 }
 
@@ -78,6 +83,15 @@ impl UndoStack {
         self.push(name.into(), When::Always, false, step);
     }
 
+    /// What leads the VM's packets to it: undone on every way out on which it is known where the VM is.
+    pub fn way<F, Fut>(&mut self, name: impl Into<String>, step: F)
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.push(name.into(), When::Way, false, step);
+    }
+
     /// Undone only if the migration does not commit.
     pub fn on_abort<F, Fut>(&mut self, name: impl Into<String>, step: F)
     where
@@ -116,7 +130,7 @@ impl UndoStack {
             entries: self
                 .entries
                 .into_iter()
-                .filter(|e| e.when == When::Always)
+                .filter(|e| e.when != When::AbortOnly)
                 .collect(),
         }
     }
@@ -128,6 +142,11 @@ impl UndoStack {
 }
 
 impl Cleanup {
+    /// Forgets how to undo what leads the VM's packets to it; it stays as a crash would leave it.
+    pub fn keep_way(&mut self) {
+        self.entries.retain(|entry| entry.when != When::Way);
+    }
+
     /// Runs the cleanup steps, last first, within `budget`.
     pub async fn run(self, budget: Duration) -> Vec<Undone> {
         unwind(self.entries, budget).await
@@ -206,6 +225,23 @@ mod tests {
         push(&mut stack, "resume", true);
         stack.commit().run(Duration::from_secs(1)).await;
         assert_eq!(*log.lock().unwrap(), ["tunnel"]);
+    }
+
+    #[tokio::test]
+    async fn a_way_that_is_kept_is_all_that_stays() {
+        let (log, push) = recorder();
+        let mut stack = UndoStack::default();
+        push(&mut stack, "relay", false);
+        let way = log.clone();
+        stack.way("programs", move || async move {
+            way.lock().unwrap().push("programs");
+            Ok(())
+        });
+        push(&mut stack, "resume", true);
+        let mut cleanup = stack.commit();
+        cleanup.keep_way();
+        cleanup.run(Duration::from_secs(1)).await;
+        assert_eq!(*log.lock().unwrap(), ["relay"]);
     }
 
     #[tokio::test(start_paused = true)]

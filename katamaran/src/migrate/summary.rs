@@ -75,8 +75,13 @@ fn write_returned(out: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(
         out,
         "\n  abort     {} packets had been redirected, {arrived} arrived on the destination,\n            \
-         {} are back with the VM",
-        returned.redirected, returned.returned
+         {} are back with the VM{}",
+        returned.redirected,
+        returned.returned,
+        match returned.from_copies {
+            0 => String::new(),
+            copies => format!(", {copies} of them as copies that the source had kept"),
+        }
     )
 }
 

@@ -14,6 +14,7 @@ const SOURCE: &[(Counter, &str)] = &[
     (Counter::Redirected, "redirected"),
     (Counter::EncapFailed, "encap_failed"),
     (Counter::TooBig, "too_big"),
+    (Counter::NotRetained, "not_retained"),
     (Counter::NeighbourAnswered, "neighbours_answered"),
 ];
 

@@ -53,10 +53,8 @@ fn is_in_cross_section(case: FaultCase) -> bool {
     let moments = Moment::ALL.iter().position(|other| *other == moment);
     match qemu {
         QemuVersion::StandIn => match moment {
-            Moment::CommitSent => !fault.costs_no_packet() || fault == Fault::SourceInterrupted,
-            Moment::CommitReceived => {
-                !fault.costs_no_packet() || fault == Fault::DestinationTerminated
-            }
+            Moment::CommitSent => !fault.is_gentle() || fault == Fault::SourceInterrupted,
+            Moment::CommitReceived => !fault.is_gentle() || fault == Fault::DestinationTerminated,
             _ => place(fault) == moments.map(|at| (at * 4) % 11),
         },
         QemuVersion::V7_2 | QemuVersion::V10_0 => {
@@ -107,7 +105,7 @@ pub fn fault_matrix(screen: &Screen, options: &FaultOptions) -> Result<bool> {
     }
     screen.print(&format!(
         "\n  {} of {} ended as they have to. V runs on A after {}, on B after {}, nowhere after {} (its QEMU was killed);\n  \
-         {} needed an operator; where hosts and links stayed up {} packets were lost",
+         {} needed an operator; where hosts, QEMUs and links stayed up {} packets were lost",
         sum.good, sum.all, sum.on_a, sum.on_b, sum.nowhere, sum.settled, sum.lost_though_all_was_up
     ))?;
     Ok(sum.good == sum.all && sum.all > 0)

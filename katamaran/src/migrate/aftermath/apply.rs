@@ -7,10 +7,11 @@ use super::decide::Deed;
 use super::found::{Cleaned, Told};
 use super::look::Seen;
 use crate::deadline;
-use crate::ebpf::{self, EbpfError};
+use crate::ebpf::{self, EbpfError, LeftBehind};
 use crate::journal::{Found, Record, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
+use crate::migrate::put_back::PutBack;
 use crate::migrate::source::storage::remove_all;
 use crate::migrate::storage::Side;
 use crate::migrate::storage::export::Exports;
@@ -27,6 +28,10 @@ use crate::session_id::SessionId;
 const POLL: Duration = Duration::from_millis(5);
 /// A session has filters in two namespaces at most, and each round takes off what comes first in one of them.
 const ROUNDS: usize = 8;
+/// Rounds of putting packets back while more are redirected, at most.
+const RETURNS: usize = 50;
+/// So few come in between two.
+const FEW: u64 = 1;
 
 /// A dead session, and the ways to what it left.
 pub(super) struct Context<'a> {
@@ -44,6 +49,7 @@ impl Context<'_> {
                 removed.map_err(|e| chain(&e))
             }
             Deed::CancelMigration => self.cancel_migration().await,
+            Deed::ReturnPackets => self.return_packets().await,
             Deed::RemovePrograms => self.remove_programs().await,
             Deed::ResumeVm => self.resume().await,
             Deed::RestoreQemu => self.restore_qemu().await,
@@ -157,6 +163,27 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// In the order in which they came: what comes directly comes after them.
+    async fn return_packets(&self) -> Result<(), String> {
+        let left = LeftBehind::find(self.story.header.session).map_err(|e| chain(&e))?;
+        let (Some(mut left), Some((netns, _))) = (left, &self.seen.tap) else {
+            return Ok(());
+        };
+        let tap = self.story.header.tap.index;
+        let mut into = PutBack::open(netns, tap, async || self.resume().await)?;
+        // More come meanwhile.
+        for _ in 0..RETURNS {
+            if return_retained(&mut left, &mut into).await? <= FEW {
+                break;
+            }
+        }
+        left.unflip().map_err(|e| chain(&e))?;
+        // A packet may have been on its way through the program.
+        tokio::time::sleep(POLL).await;
+        return_retained(&mut left, &mut into).await?;
+        Ok(())
+    }
+
     async fn remove_programs(&self) -> Result<(), String> {
         let (session, role) = (self.story.header.session, self.story.header.role);
         let places: Vec<NetNs> = self
@@ -209,6 +236,18 @@ impl Context<'_> {
             other => other.map_err(|e| chain(&e)),
         }
     }
+}
+
+/// Returns how many there were.
+async fn return_retained<R: AsyncFnOnce() -> Result<(), String>>(
+    left: &mut LeftBehind,
+    into: &mut PutBack<R>,
+) -> Result<u64, String> {
+    let mut frames = 0;
+    while let Some(packet) = left.next_retained() {
+        frames += into.retained(packet).await?;
+    }
+    Ok(frames)
 }
 
 fn gone(removed: std::io::Result<()>, path: &Path) -> Result<(), String> {

@@ -14,6 +14,8 @@ pub(super) struct Facts {
     pub(super) qemu: Option<QemuFacts>,
     /// Programs of ours are pinned.
     pub(super) programs: bool,
+    /// They redirect, and have retained copies of what they redirected.
+    pub(super) retained: bool,
     /// A tunnel's device, a pair into the pod.
     pub(super) devices: Vec<String>,
     /// Our plug is on the tap.
@@ -47,6 +49,7 @@ impl Facts {
 pub(super) enum Deed {
     RemoveMirrors,
     CancelMigration,
+    ReturnPackets,
     RemovePrograms,
     ResumeVm,
     RestoreQemu,
@@ -64,6 +67,9 @@ impl fmt::Display for Deed {
         match self {
             Self::RemoveMirrors => f.write_str("remove the mirrors of the drives from QEMU"),
             Self::CancelMigration => f.write_str("cancel QEMU's migration"),
+            Self::ReturnPackets => {
+                f.write_str("put the packets into the VM's tap that were redirected")
+            }
             Self::RemovePrograms => f.write_str("take the programs off, and with them a redirect"),
             Self::ResumeVm => f.write_str("let the VM run here again"),
             Self::RestoreQemu => f.write_str("set QEMU's migration as it was before"),
@@ -137,6 +143,7 @@ fn back_to_source(story: &Story, facts: &Facts, qemu: &QemuFacts) -> Vec<Deed> {
     [
         (qemu.mirrors, Deed::RemoveMirrors),
         (ours && under_way, Deed::CancelMigration),
+        (facts.retained, Deed::ReturnPackets),
         (facts.programs, Deed::RemovePrograms),
         (!qemu.running && stopped_by_us, Deed::ResumeVm),
         (settings, Deed::RestoreQemu),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::decide::{Facts, QemuFacts};
-use crate::ebpf;
+use crate::ebpf::{self, LeftBehind};
 use crate::journal::{Header, Story};
 use crate::migrate::error::chain;
 use crate::migrate::node::{relay_directory, verify_directory};
@@ -49,6 +49,7 @@ pub(super) async fn look(story: &Story) -> Result<Seen, String> {
     let facts = Facts {
         qemu,
         programs: has_programs(header)?,
+        retained: tap.is_some() && has_retained(header)?,
         devices: match &netns {
             Some(netns) => find_devices(netns, header).await?,
             None => Vec::new(),
@@ -137,6 +138,14 @@ async fn has_plug(netlink: &Netlink, tap: u32) -> bool {
 fn has_programs(header: &Header) -> Result<bool, String> {
     let stale = ebpf::stale_roles().map_err(|e| chain(&e))?;
     Ok(stale.contains(&(header.session, header.role)))
+}
+
+fn has_retained(header: &Header) -> Result<bool, String> {
+    if header.role != Role::Source {
+        return Ok(false);
+    }
+    let left = LeftBehind::find(header.session).map_err(|e| chain(&e))?;
+    Ok(left.is_some())
 }
 
 async fn find_devices(netns: &NetNs, header: &Header) -> Result<Vec<String>, String> {

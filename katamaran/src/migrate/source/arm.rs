@@ -118,10 +118,9 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
                 .await
                 .doing("create the vxlan device")?;
             let ifindex = device.index();
-            run.undo
-                .cleanup("source's vxlan device", move || async move {
-                    device.remove().await.map_err(|e| chain(&e))
-                });
+            run.undo.way("source's vxlan device", move || async move {
+                device.remove().await.map_err(|e| chain(&e))
+            });
             Encap::Device { ifindex }
         }
         Tunnel::Ip | Tunnel::Gre | Tunnel::None => Encap::Ip {
@@ -148,7 +147,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
                 inside: pair.inside(),
                 outside: pair.outside(),
             };
-            run.undo.cleanup(
+            run.undo.way(
                 "source's pair of devices into the pod",
                 move || async move { pair.remove().await.map_err(|e| chain(&e)) },
             );
@@ -185,7 +184,7 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
     tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook, "counting");
     let hooks = Hooks::new(dataplane, prepared.node.netns.clone(), tunnel_device);
     let undo = hooks.clone();
-    run.undo.cleanup("source's programs", move || async move {
+    run.undo.way("source's programs", move || async move {
         tokio::task::spawn_blocking(move || undo.remove())
             .await
             .map_err(|e| e.to_string())?

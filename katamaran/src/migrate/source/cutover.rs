@@ -351,6 +351,14 @@ impl Paused {
             Fate::Committed(running) => {
                 if matches!(running, Running::Yes(_)) {
                     run.diary.mention(&Record::Running);
+                    if let Some(hooks) = &self.armed.hooks
+                        && let Err(error) = hooks.stop_retaining()
+                    {
+                        tracing::debug!(
+                            error = &error as &dyn std::error::Error,
+                            "packets go on being copied"
+                        );
+                    }
                 }
                 Ok(Committed::new(self.armed, self.moments, running))
             }

@@ -52,7 +52,7 @@ impl Committed {
     /// Finishes what COMMIT began. Whatever fails from here on is reported and changes nothing about
     /// where the VM runs.
     pub(crate) async fn finish(self, mut run: Run) -> Report {
-        let cleanup = std::mem::take(&mut run.undo).commit();
+        let mut cleanup = std::mem::take(&mut run.undo).commit();
         match &self.running {
             Running::Yes(resumed) => {
                 self.note_times(&mut run, *resumed).await;
@@ -67,6 +67,8 @@ impl Committed {
                 note_shared_volumes(&mut run, ended);
             }
             Running::Unknown(error) => {
+                // Packets go on to where the VM may be, and copies are kept for where it may be as well.
+                cleanup.keep_way();
                 run.report.outcome = Outcome::Undecided;
                 run.report.error = Some(undecided(run.session, error));
                 run.report.shared_volumes = run.shared.report(false);

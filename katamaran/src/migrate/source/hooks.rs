@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ebpf::{
-    Count, EbpfError, FlipTime, Offered, PacketDrop, SourceCounters, SourceDataplane,
+    Count, EbpfError, FlipTime, Offered, PacketDrop, RetainedPacket, SourceCounters,
+    SourceDataplane,
 };
 use crate::migrate::tap_watch::HookCounts;
 use crate::net::NetNs;
@@ -53,6 +54,15 @@ impl Hooks {
 
     pub(crate) fn unflip(&self) -> Result<(), EbpfError> {
         self.with(|d| d.unflip().map(|_| ())).unwrap_or(Ok(()))
+    }
+
+    /// Takes out the oldest packet that was redirected since the flip; `None` when there are no more.
+    pub(crate) fn next_retained(&self) -> Option<RetainedPacket> {
+        self.with(|d| d.next_retained())?
+    }
+
+    pub(crate) fn stop_retaining(&self) -> Result<(), EbpfError> {
+        self.with(|d| d.stop_retaining()).unwrap_or(Ok(()))
     }
 
     pub(crate) fn counters(&self) -> Result<SourceCounters, EbpfError> {

@@ -241,7 +241,7 @@ fn may_go_unnoticed(case: FaultCase) -> bool {
     }
 }
 
-/// No packet is lost where everything stays up.
+/// No packet is lost where hosts, QEMUs and links stay up.
 pub(super) fn packets(case: FaultCase, client: &ClientResult, problems: &mut Vec<String>) {
     let lost = client.lost();
     if case.fault.costs_no_packet() && lost > 0 {

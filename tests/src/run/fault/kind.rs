@@ -138,9 +138,22 @@ impl Fault {
         }
     }
 
-    /// Whether hosts, processes and links stay up, so that not one of V's packets may be lost.
+    /// Whether hosts, QEMUs and links stay up, so that not one of V's packets may be lost.
     #[must_use]
     pub fn costs_no_packet(self) -> bool {
+        self.is_gentle()
+            || matches!(
+                self,
+                Self::SourceKilled
+                    | Self::DestinationKilled
+                    | Self::SourceFrozen
+                    | Self::DestinationFrozen
+            )
+    }
+
+    /// Whether nothing is killed, cut or stopped: who is asked to end does so by itself.
+    #[must_use]
+    pub fn is_gentle(self) -> bool {
         self == Self::LinkLossy || self.asks(Role::Source) || self.asks(Role::Dest)
     }
 }

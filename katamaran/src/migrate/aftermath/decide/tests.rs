@@ -13,6 +13,7 @@ fn all_of_it(status: RunState) -> Facts {
             exports: true,
         }),
         programs: true,
+        retained: true,
         devices: vec!["ktms1".to_owned()],
         plug: true,
         ring: Some(131_072),
@@ -187,4 +188,21 @@ fn a_source_without_its_qemu_has_nothing_that_could_run() {
     assert_eq!(deeds[0], Deed::RemovePrograms);
     let there = decide(&sent, &all_of_it(RunState::Postmigrate)).unwrap_err();
     assert!(there.contains("katamaran resolve"), "{there}");
+}
+
+#[test]
+fn packets_are_put_back_only_where_the_vm_goes_on_and_before_the_redirect_ends() {
+    for story in stories(Role::Source) {
+        let Ok(deeds) = decide(&story, &all_of_it(RunState::Paused)) else {
+            continue;
+        };
+        let at = |wanted: &Deed| deeds.iter().position(|deed| deed == wanted);
+        let returned = at(&Deed::ReturnPackets);
+        let given_away = story.standing() == Standing::Running;
+        assert_eq!(returned.is_none(), given_away, "{story:?}");
+        assert!(returned < at(&Deed::RemovePrograms), "{story:?}");
+        if let Some(resumed) = at(&Deed::ResumeVm) {
+            assert!(returned < Some(resumed), "{story:?}");
+        }
+    }
 }
