@@ -18,29 +18,28 @@ struct Record<const BYTES: usize> {
     bytes: [u8; BYTES],
 }
 
-/// Copies a packet whose IP header is `grown` bytes behind its old place. `None` when there is no room.
+/// Copies a packet of `length` bytes from its IP header on. `None` when there is no room.
 #[inline(always)]
-pub(crate) fn keep(skb: &Skb, grown: u32, length: u32, gso_size: u32) -> Option<()> {
+pub(crate) fn keep(skb: &Skb, length: u32, gso_size: u32) -> Option<()> {
     let head = Retained {
         length,
         gso_size,
         ethernet: skb.load(0)?,
         _pad: [0; 2],
     };
-    let offset = ETHERNET_LENGTH + grown;
     match length {
         0 => None,
-        1..=128 => write::<128>(skb, offset, head),
-        129..=512 => write::<512>(skb, offset, head),
-        513..=2048 => write::<2048>(skb, offset, head),
-        2049..=16_384 => write::<16_384>(skb, offset, head),
-        16_385..=65_536 => write::<65_536>(skb, offset, head),
+        1..=128 => write::<128>(skb, head),
+        129..=512 => write::<512>(skb, head),
+        513..=2048 => write::<2048>(skb, head),
+        2049..=16_384 => write::<16_384>(skb, head),
+        16_385..=65_536 => write::<65_536>(skb, head),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn write<const BYTES: usize>(skb: &Skb, offset: u32, head: Retained) -> Option<()> {
+fn write<const BYTES: usize>(skb: &Skb, head: Retained) -> Option<()> {
     let limit = const {
         assert!(BYTES.is_power_of_two());
         BYTES as u32
@@ -52,7 +51,11 @@ fn write<const BYTES: usize>(skb: &Skb, offset: u32, head: Retained) -> Option<(
     // SAFETY: room for a record; the length is one of its array's.
     let copied = unsafe {
         addr_of_mut!((*record).head).write(head);
-        skb.copy_to(offset, addr_of_mut!((*record).bytes).cast(), length)
+        skb.copy_to(
+            ETHERNET_LENGTH,
+            addr_of_mut!((*record).bytes).cast(),
+            length,
+        )
     };
     match copied {
         Some(()) => entry.submit(u64::from(BPF_RB_NO_WAKEUP)),

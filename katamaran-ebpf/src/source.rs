@@ -97,7 +97,9 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         maps::count(Counter::TooBig, &count);
         return pass_counted(skb, &count);
     }
-    let before = skb.length();
+    // Before it has a number: what takes time between that and the sending lets another CPU's packets overtake it. One that then can't be
+    // sent is passed on, and counted; it would be returned to V a second time.
+    let retained = !maps::retaining() || retain::keep(skb, ip.length, gso_size).is_some();
     let action = if config.through_pod != 0 {
         skb.redirect(config.through_pod)
     } else {
@@ -108,9 +110,7 @@ fn redirect(skb: &Skb, config: &Config, ip: &Ip, l4: &L4) -> i32 {
         action
     };
     maps::count(Counter::Redirected, &count);
-    // It is behind the outer header by now.
-    if maps::retaining() && retain::keep(skb, skb.length() - before, ip.length, gso_size).is_none()
-    {
+    if !retained {
         maps::count(Counter::NotRetained, &count);
     }
     maps::digest(Digest::Redirected, contribution);

@@ -54,8 +54,10 @@ pub struct RedirectBenchOptions {
 enum Arm {
     /// Dropped as they come.
     Dropped,
-    /// By the program, to the other node.
+    /// By the program, to the other node, as once the VM runs there.
     Redirected,
+    /// The same, as until then: with a copy of each.
+    Copied,
     /// By the node's routes into the kernel's tunnel; the programs are armed, as in [`Arm::Redirected`], and count.
     Tunnel,
     /// The same, and nothing is armed.
@@ -63,10 +65,16 @@ enum Arm {
 }
 
 impl Arm {
-    const ALL: [Self; 4] = [Self::Dropped, Self::Redirected, Self::Tunnel, Self::Bare];
+    const ALL: [Self; 5] = [
+        Self::Dropped,
+        Self::Redirected,
+        Self::Copied,
+        Self::Tunnel,
+        Self::Bare,
+    ];
 
     fn is_armed(self) -> bool {
-        matches!(self, Self::Dropped | Self::Redirected | Self::Tunnel)
+        self != Self::Bare
     }
 }
 
@@ -93,6 +101,7 @@ pub fn redirect_bench(screen: &Screen, options: &RedirectBenchOptions) -> Result
     let names = [
         "dropped as they come",
         "redirected",
+        "redirected and copied",
         &format!("kernel's {}", options.tunnel),
         &format!("kernel's {}, nothing armed", options.tunnel),
     ];
@@ -111,7 +120,7 @@ pub fn redirect_bench(screen: &Screen, options: &RedirectBenchOptions) -> Result
             format!("{:.2}", 1000.0 / spread.median),
         ]);
     }
-    let [dropped, ours, theirs, _] = &ns;
+    let [dropped, ours, _, theirs, _] = &ns;
     let of_rounds =
         |ratio: &dyn Fn(usize) -> f64| Spread::of((0..ours.len()).map(ratio)).context("no rounds");
     let ratio = of_rounds(&|at| theirs[at] / ours[at])?;
@@ -177,7 +186,7 @@ impl Rig {
         let a = &self.lab.network().a;
         let device = match arm {
             Arm::Tunnel | Arm::Bare => TUNNEL,
-            Arm::Dropped | Arm::Redirected => TAP,
+            Arm::Dropped | Arm::Redirected | Arm::Copied => TAP,
         };
         a.ip(&format!("route replace {GUEST_V4}/32 dev {device}"))?;
         if !arm.is_armed() {
@@ -222,8 +231,11 @@ impl Rig {
             let _drop = bpf::attach(a, UNDERLAY, Way::In, &dropper(counter.descriptor()))?;
             return self.timed(&counter);
         }
-        if arm == Arm::Redirected {
+        if matches!(arm, Arm::Redirected | Arm::Copied) {
             armed.flip()?;
+        }
+        if arm == Arm::Redirected {
+            armed.stop_retaining()?;
         }
         self.timed(&self.counter)
     }

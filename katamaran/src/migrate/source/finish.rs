@@ -382,7 +382,8 @@ fn first_redirect_us(hooks: &Hooks, flip: Option<FlipTime>) -> Option<f64> {
 fn undecided(session: SessionId, error: &MigrateError) -> String {
     format!(
         "COMMIT was sent, but its answer did not come ({}). The VM stays stopped on the source. Run `katamaran resolve {session}` \
-         on the destination: it says where the VM is, and what to run here. Do not resume it by hand: it may run there",
+         on the destination: it says where the VM is, and what to run here. Do not resume it by hand: it may run there. Until then its \
+         packets go to the destination, and copies of them are kept here",
         chain(error)
     )
 }
