@@ -83,7 +83,7 @@ pub(crate) fn next(stage: Stage, request: &Request, facts: Facts) -> Result<Stag
             refused("COMMIT while the drives are exported: refused")
         }
         (Request::Commit, Stage::Blocked) if facts.gone => {
-            refused("COMMIT for a VM whose QEMU is gone here: refused")
+            refused("COMMIT for a VM whose QEMU on the destination is gone: refused")
         }
         (Request::Commit, Stage::Blocked) if facts.loaded => Ok(Stage::Committed),
         (Request::Commit, Stage::Blocked) => refused("COMMIT before the VM has arrived: refused"),
