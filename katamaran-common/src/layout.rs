@@ -216,7 +216,7 @@ const _: () = assert!(size_of::<CopySlot>() == 24 + COPY_BYTES);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Address, Config, CopySlot, Count, DropKey, Retained, Sequence};
+    use super::{Address, Config, CopySlot, Count, DropKey, Sequence};
 
     macro_rules! pod {
         ($($name:ty),+) => {
@@ -227,7 +227,5 @@ mod pod {
             )+
         };
     }
-    pod!(
-        Address, Config, CopySlot, Count, DropKey, Retained, Sequence
-    );
+    pod!(Address, Config, CopySlot, Count, DropKey, Sequence);
 }

@@ -11,7 +11,7 @@ use crate::context::{Skb, opaque};
 use crate::maps;
 
 /// A packet of at most so many bytes. The kernel wants to know a record's size when the program is loaded, so there
-/// are a few of them: what is too large by half wastes no more than that.
+/// are a few of them, and a packet takes the smallest that it fits.
 #[repr(C)]
 struct Record<const BYTES: usize> {
     head: Retained,
@@ -28,12 +28,12 @@ pub(crate) fn keep(skb: &Skb, length: u32, gso_size: u32) -> Option<()> {
         _pad: [0; 2],
     };
     match length {
-        0 => None,
         1..=128 => write::<128>(skb, head),
         129..=512 => write::<512>(skb, head),
         513..=2048 => write::<2048>(skb, head),
         2049..=16_384 => write::<16_384>(skb, head),
         16_385..=65_536 => write::<65_536>(skb, head),
+        // No packet, or one of BIG TCP.
         _ => None,
     }
 }

@@ -17,8 +17,8 @@ use super::error::EbpfError;
 use super::object::{self, Slot};
 use super::sessions;
 
-/// Bytes of the ring: 131,072 packets of up to 128 bytes, as many as the longest ring of a tap holds, or 15,000 full
-/// ones.
+/// Bytes of the ring: 200,000 packets of up to 128 bytes (a record takes 160), more than the longest ring of a tap
+/// holds, or 16,000 of 1500 bytes (2080).
 pub(super) const RING_BYTES: u32 = 32 << 20;
 
 /// One packet that was redirected.

@@ -7,6 +7,11 @@ use crate::migrate::error::chain;
 use crate::net::packet::{FrameInjector, VnetHeader};
 use crate::net::{NetError, NetNs};
 
+/// Rounds while packets still go to the destination, at most.
+pub(crate) const ROUNDS: usize = 50;
+/// So few frames come in between two.
+pub(crate) const FEW: u64 = 1;
+
 /// How long the VM may take for one packet when its tap is full.
 const ROOM: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(1);
@@ -47,8 +52,19 @@ impl<R: AsyncFnOnce() -> Result<(), String>> PutBack<R> {
         }
     }
 
-    /// What a copy of a redirected packet is on the wire. Returns how many frames that are.
-    pub(crate) async fn retained(&mut self, packet: RetainedPacket) -> Result<u64, String> {
+    /// What copies of redirected packets are on the wire. Returns how many frames that are.
+    pub(crate) async fn all(
+        &mut self,
+        packets: impl Iterator<Item = RetainedPacket>,
+    ) -> Result<u64, String> {
+        let mut frames = 0;
+        for packet in packets {
+            frames += self.retained(packet).await?;
+        }
+        Ok(frames)
+    }
+
+    async fn retained(&mut self, packet: RetainedPacket) -> Result<u64, String> {
         let length = packet.frame.len();
         let frames = packet
             .into_frames()

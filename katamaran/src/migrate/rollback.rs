@@ -1,11 +1,10 @@
 //! The undo stack: what was set up, and how each piece is undone.
 //!
-//! Each step pushes its undo before or with the step itself. There are two kinds: *cleanup* runs
+//! Each step pushes its undo before or with the step itself. There are three kinds: *cleanup* runs
 //! on every way out, *abort* only when the migration did not commit. [`UndoStack::commit`] is the
-//! one place where abort steps are discarded, and it returns a type that has none.
-//!
-//! The VM's *way* is cleaned up as well, but for the one way out on which nobody knows where the VM is:
-//! [`Cleanup::keep_way`] leaves it in place, for `katamaran resolve`.
+//! one place where abort steps are discarded, and it returns a type that has none. The VM's *way* is cleaned
+//! up on every way out but the one on which nobody knows where the VM is: [`Cleanup::keep_way`] leaves it in
+//! place, for `katamaran resolve`.
 
 use std::fmt;
 use std::future::Future;

@@ -1,5 +1,6 @@
 //! Does what was decided.
 
+use std::iter::from_fn;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::ebpf::{self, EbpfError, LeftBehind};
 use crate::journal::{Found, Record, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
-use crate::migrate::put_back::PutBack;
+use crate::migrate::put_back::{self, PutBack};
 use crate::migrate::source::storage::remove_all;
 use crate::migrate::storage::Side;
 use crate::migrate::storage::export::Exports;
@@ -28,10 +29,6 @@ use crate::session_id::SessionId;
 const POLL: Duration = Duration::from_millis(5);
 /// A session has filters in two namespaces at most, and each round takes off what comes first in one of them.
 const ROUNDS: usize = 8;
-/// Rounds of putting packets back while more are redirected, at most.
-const RETURNS: usize = 50;
-/// So few come in between two.
-const FEW: u64 = 1;
 
 /// A dead session, and the ways to what it left.
 pub(super) struct Context<'a> {
@@ -172,15 +169,15 @@ impl Context<'_> {
         let tap = self.story.header.tap.index;
         let mut into = PutBack::open(netns, tap, async || self.resume().await)?;
         // More come meanwhile.
-        for _ in 0..RETURNS {
-            if return_retained(&mut left, &mut into).await? <= FEW {
+        for _ in 0..put_back::ROUNDS {
+            if into.all(from_fn(|| left.next_retained())).await? <= put_back::FEW {
                 break;
             }
         }
         left.unflip().map_err(|e| chain(&e))?;
         // A packet may have been on its way through the program.
         tokio::time::sleep(POLL).await;
-        return_retained(&mut left, &mut into).await?;
+        into.all(from_fn(|| left.next_retained())).await?;
         Ok(())
     }
 
@@ -236,18 +233,6 @@ impl Context<'_> {
             other => other.map_err(|e| chain(&e)),
         }
     }
-}
-
-/// Returns how many there were.
-async fn return_retained<R: AsyncFnOnce() -> Result<(), String>>(
-    left: &mut LeftBehind,
-    into: &mut PutBack<R>,
-) -> Result<u64, String> {
-    let mut frames = 0;
-    while let Some(packet) = left.next_retained() {
-        frames += into.retained(packet).await?;
-    }
-    Ok(frames)
 }
 
 fn gone(removed: std::io::Result<()>, path: &Path) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::iter::from_fn;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,7 @@ use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::ledger::Returned;
 use crate::migrate::message::{Reply, Request, WireFrame};
-use crate::migrate::put_back::PutBack;
+use crate::migrate::put_back::{FEW, PutBack, ROUNDS};
 use crate::migrate::tap_watch::{SharedWatch, lock};
 use crate::net::NetNs;
 use crate::net::packet::{self, VNET_HEADER, VnetHeader};
@@ -26,10 +27,6 @@ use super::hooks::Hooks;
 use super::peer::Peer;
 use super::storage::{Mirror, Residue};
 
-/// Rounds of returns while packets still go to the destination, at most.
-const ROUNDS: usize = 50;
-/// So few frames come in between two rounds.
-const FEW: usize = 1;
 /// Between two looks at what is still on its way.
 const POLL: Duration = Duration::from_millis(1);
 /// Length of an Ethernet header.
@@ -39,8 +36,8 @@ const ETHERNET: usize = 14;
 pub(crate) type ReturnedCell = Arc<OnceLock<Returned>>;
 
 /// Ends a migration that did not commit: cancelled in QEMU, held packets taken back from the destination,
-/// redirect off, and the VM running again here. What a destination
-/// that is gone had is taken from the copies that this node has retained.
+/// redirect off, and the VM running again here. What a destination that is gone had is taken from the copies
+/// that this node has retained.
 pub(crate) struct GiveBack {
     qmp: Qmp,
     peer: Peer,
@@ -166,7 +163,7 @@ impl GiveBack {
     async fn take_round<R: AsyncFnOnce() -> Result<(), String>>(
         &self,
         taking: &mut Taking<'_, R>,
-    ) -> Result<usize, String> {
+    ) -> Result<u64, String> {
         if taking.from_copies.is_none() {
             match self.take_back(taking).await? {
                 Ok(frames) => return Ok(frames),
@@ -181,14 +178,14 @@ impl GiveBack {
         }
         let copies = taking.take_copies().await?;
         lock(&self.watch).add_injected(copies);
-        Ok(usize::try_from(copies).unwrap_or(usize::MAX))
+        Ok(copies)
     }
 
     /// Takes back what the destination has. Returns how many frames that were, or why it does not say.
     async fn take_back<R: AsyncFnOnce() -> Result<(), String>>(
         &self,
         taking: &mut Taking<'_, R>,
-    ) -> Result<Result<usize, String>, String> {
+    ) -> Result<Result<u64, String>, String> {
         let mut taken = 0;
         loop {
             let request = Request::Abort {
@@ -215,7 +212,7 @@ impl GiveBack {
             for WireFrame(bytes) in &frames {
                 taking.take_frame(bytes).await?;
             }
-            taken += frames.len();
+            taken += frames.len() as u64;
             let ours = |frame: &&WireFrame| {
                 ip_destination(frame).is_some_and(|ip| self.vm_ips.contains(&ip))
             };
@@ -296,13 +293,10 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
     }
 
     async fn take_copies(&mut self) -> Result<u64, String> {
-        let mut taken = 0;
-        while let Some(packet) = self.hooks.next_retained() {
-            if self.known.contains(&fingerprint(&packet.frame)) {
-                continue;
-            }
-            taken += self.into.retained(packet).await?;
-        }
+        let (hooks, known) = (self.hooks, &self.known);
+        let copies = from_fn(|| hooks.next_retained());
+        let missing = copies.filter(|packet| !known.contains(&fingerprint(&packet.frame)));
+        let taken = self.into.all(missing).await?;
         self.returned.returned += taken;
         self.returned.from_copies += taken;
         Ok(taken)
