@@ -138,11 +138,11 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// What the outer numbers of one family tell at D. Numbers are unwrapped to 64 bits.
+/// What the outer numbers of one family tell at D. The source numbers from 0; here they are unwrapped to 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sequence {
-    /// One above the highest number seen; 0: none seen.
+    /// One above the highest number seen: how many were sent, as far as is known here.
     pub next: u64,
     /// Packets seen.
     pub seen: u64,
@@ -150,8 +150,6 @@ pub struct Sequence {
     pub skipped: u64,
     /// Packets that came below the highest number: late, or a duplicate.
     pub late: u64,
-    /// The first number seen.
-    pub first: u64,
 }
 
 /// Where a drop happened.
@@ -210,7 +208,7 @@ const _: () = assert!(size_of::<KernelOffsets>() == 52);
 const _: () = assert!(size_of::<Config>() == 12 * 4 + 12 + 4 * 16 + 4 + 52);
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
-const _: () = assert!(size_of::<Sequence>() == 40);
+const _: () = assert!(size_of::<Sequence>() == 32);
 const _: () = assert!(size_of::<DropKey>() == 24);
 const _: () = assert!(size_of::<CopySlot>() == 24 + COPY_BYTES);
 

@@ -1,4 +1,4 @@
-//! Atomic addition. The Rust target knows no read-modify-write atomics; the machine does (v3).
+//! Atomic changes of map values. The Rust target knows no read-modify-write atomics; the machine does (v3).
 
 use core::arch::asm;
 
@@ -20,4 +20,26 @@ pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
         );
     }
     value
+}
+
+/// Sets a shared value to `new` if it is `expected`, and returns what it was before.
+///
+/// # Safety
+///
+/// As for [`fetch_add`].
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange(value: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut before = expected;
+    // SAFETY: as in `fetch_add`. The instruction compares with, and returns in, r0 (kernel
+    // Documentation/bpf/standardization/instruction-set.rst, "Atomic operations").
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({value} + 0, r0, {new})",
+            value = in(reg) value,
+            new = in(reg) new,
+            inout("r0") before,
+            options(nostack),
+        );
+    }
+    before
 }

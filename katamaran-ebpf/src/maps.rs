@@ -9,9 +9,13 @@ use katamaran_common::layout::{
     COPY_SLOTS, Config, CopySlot, Count, DropKey, MAX_ADDRESSES, MAX_DROP_KEYS, Sequence,
 };
 use katamaran_common::packet::Address;
+use katamaran_common::sequence::jump;
 use katamaran_common::trace::{DropEvent, Lost, TraceOffsets};
 
-use crate::atomic::fetch_add;
+use crate::atomic::{compare_exchange, fetch_add};
+
+/// How often a CPU looks again when others were faster.
+const MAX_TURNS: u32 = 16;
 
 #[map]
 static KTM_CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -145,11 +149,33 @@ pub(crate) fn take_numbers(family: u32, packets: u32) -> u64 {
     })
 }
 
+/// Notes `packets` packets numbered from `number` on, of which only `bits` bits are known.
 #[inline(always)]
 pub(crate) fn note_numbers(family: u32, number: u32, packets: u32, bits: u32) {
-    if let Some(pointer) = KTM_SEQUENCE.get_ptr_mut(family) {
-        // SAFETY: a valid element. CPUs may race; `Sequence` is documented as a hint.
-        unsafe { (*pointer).note(number, packets, bits) }
+    let Some(sequence) = KTM_SEQUENCE.get_ptr_mut(family) else {
+        return;
+    };
+    let packets = u64::from(packets);
+    // SAFETY: a valid, aligned element that every CPU changes atomically only.
+    unsafe {
+        fetch_add(&raw mut (*sequence).seen, packets);
+        let mut next = (&raw const (*sequence).next).read_volatile();
+        // Whoever finds it changed looks again from there. After so many turns others are ahead by as many, and what
+        // they skip is what this one would have filled.
+        for _ in 0..MAX_TURNS {
+            let Some(skipped) = jump(next, number, bits) else {
+                fetch_add(&raw mut (*sequence).late, packets);
+                return;
+            };
+            let found = compare_exchange(&raw mut (*sequence).next, next, next + skipped + packets);
+            if found == next {
+                if skipped > 0 {
+                    fetch_add(&raw mut (*sequence).skipped, skipped);
+                }
+                return;
+            }
+            next = found;
+        }
     }
 }
 

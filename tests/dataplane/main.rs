@@ -17,6 +17,7 @@ mod lifecycle;
 mod mtu;
 mod neighbour;
 mod netns;
+mod numbers;
 mod pump;
 mod require;
 mod retained;

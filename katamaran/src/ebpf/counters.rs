@@ -93,8 +93,8 @@ impl Offered {
 
 /// What running numbers tell: where in the stream to look. The proof is the digest.
 ///
-/// Exact while one CPU receives; several may race and then count a gap against a late packet. A NIC
-/// that segments encapsulated super-packets with a fixed outer number shows gaps that are none.
+/// `seen` and `missing` are exact, whichever CPUs receive; `late` also counts what one CPU noted before another that had
+/// received earlier. A NIC that segments encapsulated super-packets with a fixed outer number shows gaps that are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceCounters {
     /// Packets seen.

@@ -139,13 +139,10 @@ fn judge(cell: Cell, spec: &Spec, run: &MigrationRun) -> Cell {
         true => verdicts != ["proven"; 2] && run.client.tcp().all(|tcp| tcp.intact),
         false => proven && run.client.is_perfect(),
     };
-    // Two streams on two CPUs may overtake each other there; one would be out of order for the client. CPUs that receive at once may
-    // also miscount the numbers (`Sequence::note()`): where they say that one is missing, the digests decide.
-    let told = |name: &str| reports[0]["ledger"][name].as_str();
-    let digests = [told("digest_source"), told("digest_dest")];
-    let equal = digests[0].is_some() && digests[0] == digests[1];
-    let all_came = equal || numbers.is_none_or(|(missing, _)| missing == 0);
-    let good = as_it_should && redirected > 0 && all_came;
+    let good = as_it_should
+        && redirected > 0
+        // Two streams on two CPUs may overtake each other there; one would be out of order for the client.
+        && numbers.is_none_or(|(missing, _)| missing == 0);
     let sum = |count: fn(&crate::traffic::UdpResult) -> u64| run.client.udp().map(count).sum();
     Cell {
         buffer: buffer(&reports[0]),
