@@ -73,17 +73,21 @@ fn answer(
     }
 }
 
-/// Datagrams that reached the guest and found its socket full: `InErrors` of both families.
+/// Datagrams that reached the guest and found its socket full, and answers that found the queue of its device full: errors
+/// of both families.
 fn udp_dropped() -> u64 {
     let v4 = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
     let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let names = udp.next().unwrap_or_default().split_whitespace();
     let values = udp.next().unwrap_or_default().split_whitespace();
-    let of_v4 = names.zip(values).find(|(name, _)| *name == "InErrors");
+    let of_v4 = names
+        .zip(values)
+        .filter(|(name, _)| matches!(*name, "InErrors" | "SndbufErrors"));
     let v6 = std::fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
-    let of_v6 = v6
-        .lines()
-        .find_map(|line| line.strip_prefix("Udp6InErrors"));
+    let of_v6 = v6.lines().filter_map(|line| {
+        let errors = ["Udp6InErrors", "Udp6SndbufErrors"];
+        errors.iter().find_map(|name| line.strip_prefix(name))
+    });
     let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
-    of_v4.map_or(0, |(_, value)| number(value)) + of_v6.map_or(0, number)
+    of_v4.map(|(_, value)| number(value)).sum::<u64>() + of_v6.map(number).sum::<u64>()
 }

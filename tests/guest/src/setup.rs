@@ -50,6 +50,8 @@ fn sysctl() -> io::Result<()> {
         ("net/core/wmem_max", "33554432"),
         ("net/core/wmem_default", "4194304"),
         ("net/core/netdev_max_backlog", "100000"),
+        // The kernel's own, fq_codel, drops answers that wait for long (RFC 8289), and counts them nowhere else.
+        ("net/core/default_qdisc", "pfifo_fast"),
         // Pages for all UDP sockets together; the default of so small a machine is 12 MB.
         ("net/ipv4/udp_mem", "8192 12288 16384"),
         ("net/ipv6/conf/all/accept_ra", "0"),
@@ -70,6 +72,8 @@ fn network(boot: &Boot) -> io::Result<()> {
     if let Some(mtu) = &boot.mtu {
         busybox(&["ip", "link", "set", "eth0", "mtu", mtu])?;
     }
+    // More than the echo's socket may have under way.
+    busybox(&["ip", "link", "set", "eth0", "qlen", "20000"])?;
     busybox(&["ip", "link", "set", "eth0", "up"])?;
     for address in &boot.addresses {
         if address.contains(':') {
