@@ -139,6 +139,12 @@ pub const COMMIT: Duration = Duration::from_secs(25);
 /// For packets that were on their way to the destination when a migration was given up.
 pub const RETURN: Duration = Duration::from_secs(1);
 
+/// No packet for this long: the network sends the VM's packets elsewhere.
+pub const QUIET: Duration = Duration::from_secs(2);
+
+/// For the network to send the VM's packets to the destination, where the session that had a limit of its own is dead.
+pub const CONVERGENCE: Duration = Duration::from_secs(30);
+
 /// The destination's ledger or its clean-up: both wait for counters to come to rest.
 pub const RECONCILE: Duration = Duration::from_secs(15);
 

@@ -92,9 +92,11 @@ fn look_until_written(migration: &mut Migration<'_>, role: Role, record: &str) -
     session
 }
 
-/// What `resolve` on the destination ends with.
+/// What `resolve` on the destination says.
 fn receipt_in(told: &str) -> String {
-    told.split_whitespace().next_back().unwrap().to_owned()
+    let mut words = told.split_whitespace();
+    words.find(|word| word.starts_with("--destination-"));
+    words.next().unwrap().to_owned()
 }
 
 fn status(stage: &mut Stage) -> String {
@@ -219,7 +221,7 @@ fn what_a_killed_source_had_redirected_reaches_the_vm_when_it_goes_on() {
         assert_eq!(status(&mut stage), "running", "{told}");
         assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
         let (client, _) = stage.finish_traffic().unwrap();
-        assert!(client.is_perfect(), "{wiring:?} {client:?}");
+        assert!(client.is_perfect(), "{wiring:?} {client:?} {told}");
     }
 }
 
@@ -349,4 +351,64 @@ fn whatever_a_destination_that_was_killed_at_commit_had_done_one_vm_runs_in_the_
     let status = stage.qmp_b.command("query-status", Value::Null).unwrap();
     assert_eq!(status["running"], true, "{}", both(&ended));
     assert!(stage.qmp_a.command("query-status", Value::Null).is_err());
+}
+
+/// Nobody is left who looks after the way that packets take to the VM, and the network does not know yet where that is.
+#[test]
+fn packets_find_a_vm_whose_session_an_operator_settles_while_the_network_sends_them_to_the_source()
+{
+    require!(Root, Bpf, Lab);
+    let (stage, session) = killed_at_commit();
+    let (mut exit, mut told) = katamaran(&stage, Node::B, &["resolve", &session]);
+    if exit == Some(4) {
+        (exit, told) = katamaran(&stage, Node::B, &["resolve", &session, "--run"]);
+    }
+    assert_eq!(exit, Some(0), "{told}");
+    let answer = [
+        "resolve",
+        &session,
+        "--destination-runs",
+        &receipt_in(&told),
+    ];
+    std::thread::scope(|scope| {
+        let source = scope.spawn(|| katamaran(&stage, Node::A, &answer));
+        let path = journal(&session, "source");
+        let end = Instant::now() + SOON;
+        while !fs::read_to_string(&path).is_ok_and(|text| text.contains("\"record\":\"running\"")) {
+            assert!(Instant::now() < end, "the source does not believe it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stage.lab.converge().unwrap();
+        let (exit, told) = source.join().unwrap();
+        assert_eq!(exit, Some(0), "{told}");
+        assert!(told.contains("wait until the network sends"), "{told}");
+    });
+    let apply = ["cleanup", "--apply", "--session", &session];
+    let (exit, told) = katamaran(&stage, Node::B, &apply);
+    assert_eq!(exit, Some(0), "{told}");
+    assert_eq!(session_files(&session), Vec::<String>::new(), "{told}");
+    let mut stage = stage;
+    let (client, _) = stage.finish_traffic().unwrap();
+    assert!(client.is_perfect(), "{client:?}");
+}
+
+/// A migration whose destination was killed when COMMIT had come to it, so that its source is undecided. (It may have answered
+/// first: then another.)
+fn killed_at_commit() -> (Stage, String) {
+    for _ in 0..20 {
+        let mut stage = stage();
+        let options = MigrationOptions {
+            converge_after: Duration::from_secs(3600),
+            ..MigrationOptions::default()
+        };
+        let mut migration = Migration::begin(&mut stage, &options).unwrap();
+        let session = kill_at(&mut migration, Role::Dest, "commit-received");
+        let (ended, _) = migration.end().unwrap();
+        if ended.source.status == Some(4) {
+            return (stage, session);
+        }
+        let apply = ["cleanup", "--apply", "--session", &session];
+        katamaran(&stage, Node::B, &apply);
+    }
+    panic!("it has always answered");
 }

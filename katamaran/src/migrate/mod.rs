@@ -17,6 +17,7 @@ pub mod message;
 pub(crate) mod node;
 pub mod progress;
 mod put_back;
+mod quiet;
 pub mod reconcile;
 pub mod report;
 pub mod rollback;

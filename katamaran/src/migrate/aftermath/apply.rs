@@ -8,11 +8,12 @@ use super::decide::Deed;
 use super::found::{Cleaned, Told};
 use super::look::Seen;
 use crate::deadline;
-use crate::ebpf::{self, EbpfError, LeftBehind};
+use crate::ebpf::{self, ArmedHooks, Counter, EbpfError, LeftBehind, armed_hooks};
 use crate::journal::{Found, Record, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::put_back::{self, PutBack};
+use crate::migrate::quiet::until_quiet;
 use crate::migrate::source::storage::remove_all;
 use crate::migrate::storage::Side;
 use crate::migrate::storage::export::Exports;
@@ -20,8 +21,8 @@ use crate::net::qdisc::PlugQdisc;
 use crate::net::{NetNs, Netlink};
 use crate::qmp::Qmp;
 use crate::qmp::command::{
-    Cont, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, QueryMigrate, QueryStatus,
-    Quit, RunState,
+    AnnounceSelf, Cont, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, QueryMigrate,
+    QueryStatus, Quit, RunState,
 };
 use crate::role::Role;
 use crate::session_id::SessionId;
@@ -47,6 +48,7 @@ impl Context<'_> {
             }
             Deed::CancelMigration => self.cancel_migration().await,
             Deed::ReturnPackets => self.return_packets().await,
+            Deed::AwaitQuiet => self.await_quiet().await,
             Deed::RemovePrograms => self.remove_programs().await,
             Deed::ResumeVm => self.resume().await,
             Deed::RestoreQemu => self.restore_qemu().await,
@@ -110,10 +112,18 @@ impl Context<'_> {
         }
         qmp.execute(Cont).await.map_err(|e| chain(&e))?;
         let status = running().await?;
-        match status.running {
-            true => Ok(()),
-            false => Err(format!("the VM is still {}", status.status)),
+        if !status.running {
+            return Err(format!("the VM is still {}", status.status));
         }
+        if self.story.header.role == Role::Destination
+            && let Err(error) = qmp.execute(AnnounceSelf::default()).await
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "the VM runs, and could not be announced"
+            );
+        }
+        Ok(())
     }
 
     async fn restore_qemu(&self) -> Result<(), String> {
@@ -168,16 +178,68 @@ impl Context<'_> {
         };
         let tap = self.story.header.tap.index;
         let mut into = PutBack::open(netns, tap, async || self.resume().await)?;
+        let mut returned = 0;
         // More come meanwhile.
         for _ in 0..put_back::ROUNDS {
-            if into.all(from_fn(|| left.next_retained())).await? <= put_back::FEW {
+            let frames = into.all(from_fn(|| left.next_retained())).await?;
+            returned += frames;
+            if frames <= put_back::FEW {
                 break;
             }
         }
         left.unflip().map_err(|e| chain(&e))?;
+        // At once, for what comes next is ahead of them.
+        returned += into.all(from_fn(|| left.next_retained())).await?;
         // A packet may have been on its way through the program.
         tokio::time::sleep(POLL).await;
-        into.all(from_fn(|| left.next_retained())).await?;
+        returned += into.all(from_fn(|| left.next_retained())).await?;
+        if let Some(hooks) = self.armed_hooks()? {
+            let redirected = hooks.count(Counter::Redirected).map_err(|e| chain(&e))?;
+            if redirected.packets != returned {
+                tracing::warn!(
+                    session = %self.story.header.session,
+                    "{} packets were redirected, and copies of {returned} were here to be put back",
+                    redirected.packets
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The session's programs that count.
+    fn armed_hooks(&self) -> Result<Option<ArmedHooks>, String> {
+        let (session, role) = (self.story.header.session, self.story.header.role);
+        let all = armed_hooks().map_err(|e| chain(&e))?;
+        let ours = |hooks: &ArmedHooks| hooks.session() == session && hooks.role() == role;
+        Ok(all.into_iter().find(ours))
+    }
+
+    /// As a living session does it: in the end the programs go, and it is told what that means.
+    async fn await_quiet(&self) -> Result<(), String> {
+        let Some(hooks) = self.armed_hooks()? else {
+            return Ok(());
+        };
+        let session = self.story.header.session;
+        let (counter, how) = match self.story.header.role {
+            Role::Source => (Counter::Arrived, "still come here, and are sent to it"),
+            Role::Destination => (Counter::Tunnelled, "still come through the tunnel"),
+        };
+        let arrived = || Some(hooks.count(counter).ok()?.packets);
+        let limit = deadline::CONVERGENCE;
+        let tell = |_| {
+            tracing::warn!(
+                %session,
+                "packets for the VM {how}: waiting until the network sends them to the destination by itself, {} s at most",
+                limit.as_secs()
+            );
+        };
+        if !until_quiet(deadline::QUIET, limit, arrived, tell).await {
+            tracing::warn!(
+                %session,
+                "packets for the VM {how} after {} s: the network does not send them to the destination yet, and they are lost from now on",
+                limit.as_secs()
+            );
+        }
         Ok(())
     }
 

@@ -50,6 +50,7 @@ pub(super) enum Deed {
     RemoveMirrors,
     CancelMigration,
     ReturnPackets,
+    AwaitQuiet,
     RemovePrograms,
     ResumeVm,
     RestoreQemu,
@@ -70,6 +71,9 @@ impl fmt::Display for Deed {
             Self::ReturnPackets => {
                 f.write_str("put the packets into the VM's tap that were redirected")
             }
+            Self::AwaitQuiet => f.write_str(
+                "wait until the network sends the VM's packets to the destination by itself",
+            ),
             Self::RemovePrograms => f.write_str("take the programs off, and with them a redirect"),
             Self::ResumeVm => f.write_str("let the VM run here again"),
             Self::RestoreQemu => f.write_str("set QEMU's migration as it was before"),
@@ -100,10 +104,13 @@ pub(super) fn decide(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> 
 
 fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
     let session = story.header.session;
-    let programs = facts.programs.then_some(Deed::RemovePrograms);
     // Nothing is left here that could run.
     let Some(qemu) = &facts.qemu else {
-        return Ok(programs.into_iter().collect());
+        let given_away = matches!(
+            story.standing(),
+            Standing::CommitSent | Standing::CommitReceived | Standing::Running
+        );
+        return Ok(end_of_way(facts, given_away).collect());
     };
     match story.standing() {
         Standing::CommitSent | Standing::CommitReceived => Err(format!(
@@ -117,10 +124,21 @@ fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
         ),
         Standing::Running => {
             let end = story.header.ends_qemu.then_some(Deed::EndQemu);
-            Ok(programs.into_iter().chain(end).collect())
+            Ok(end_of_way(facts, true).chain(end).collect())
         }
         Standing::BeforeCommit | Standing::Discarded => Ok(back_to_source(story, facts, qemu)),
     }
+}
+
+/// The programs, and with them the way that packets take to the destination. Where the VM runs there, not before the network has found
+/// another.
+fn end_of_way(facts: &Facts, in_use: bool) -> impl Iterator<Item = Deed> {
+    let deeds = [
+        in_use.then_some(Deed::AwaitQuiet),
+        Some(Deed::RemovePrograms),
+    ];
+    let there = facts.programs;
+    deeds.into_iter().flatten().filter(move |_| there)
 }
 
 /// The VM never left: all that was set up goes, and it runs.
@@ -158,7 +176,6 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
     let session = story.header.session;
     let qemu = facts.qemu.as_ref();
     let runs = facts.runs_here();
-    let programs = facts.programs.then_some(Deed::RemovePrograms);
     match (story.standing(), qemu) {
         (Standing::BeforeCommit | Standing::Discarded, Some(_)) if runs => Err(
             "the VM runs here, though it is not this node's: somebody resumed it. Find out whether it also runs on the source, \
@@ -174,7 +191,7 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
         )),
         (Standing::Running | Standing::CommitReceived | Standing::CommitSent, _) => {
             let open = facts.plug.then_some(Deed::OpenPlug);
-            Ok(open.into_iter().chain(programs).collect())
+            Ok(open.into_iter().chain(end_of_way(facts, runs)).collect())
         }
         (Standing::BeforeCommit | Standing::Discarded, _) => {
             let listened = story.has(&Record::Listening);
@@ -188,7 +205,7 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
             Ok(end
                 .into_iter()
                 .chain(exports.map(|_| Deed::RemoveExports))
-                .chain(programs)
+                .chain(end_of_way(facts, false))
                 .chain(facts.plug.then_some(Deed::RemovePlug))
                 .chain(ring.map(|to| Deed::ShortenRing { to }))
                 .collect())

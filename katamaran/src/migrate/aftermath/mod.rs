@@ -32,7 +32,7 @@ pub use resolve::{Resolved, resolve};
 pub use settle::Answer;
 pub use status::{Status, status};
 
-use self::decide::decide;
+use self::decide::{Deed, decide};
 use super::diary::Diary;
 use super::error::{MigrateError, chain};
 use super::node::{Node, refused};
@@ -160,6 +160,25 @@ async fn clean_dead(journal: &Journal, story: Story, apply: bool) -> Cleaned {
             .push(Told::failed("remove the journal", chain(&error)));
     }
     cleaned
+}
+
+/// The VM runs here: what holds its packets back goes, the programs that deliver them stay. `None` where there are none.
+async fn open_way(journal: &Journal, story: &Story) -> Option<Cleaned> {
+    let seen = look::look(story).await.ok()?;
+    if !seen.facts.programs {
+        return None;
+    }
+    let mut cleaned = Cleaned::dead(story);
+    if seen.facts.plug {
+        let context = apply::Context {
+            story,
+            diary: Diary::of(journal.clone()),
+            seen,
+        };
+        let done = context.carry_out(&Deed::OpenPlug).await;
+        cleaned.steps.push(Told::done(&Deed::OpenPlug, done));
+    }
+    Some(cleaned)
 }
 
 /// A destination's journal is kept where the source may ask for what is in it.

@@ -13,10 +13,10 @@
 use std::path::Path;
 
 use super::apply::Context;
-use super::clean_dead;
 use super::found::Cleaned;
 use super::look::look;
 use super::settle::{self, Answer, DestinationStep, SourceStep};
+use super::{clean_dead, open_way};
 use crate::journal::{self, DIRECTORY, Found, Journal, Record, Standing, Story, adopt};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::MigrateError;
@@ -192,9 +192,22 @@ fn choice(story: &Story, status: &RunState, run: bool) -> String {
     )
 }
 
-/// Decided: what is left goes, and the receipt is told.
+/// Decided: the receipt is told. What is left goes, unless the VM runs here: as long as the source is not settled, its packets may
+/// come through the tunnel.
 async fn finish(journal: &Journal, story: Story) -> Result<Resolved, MigrateError> {
     settle::receipts(&story).map_err(refused)?;
+    if story.standing() == Standing::Running
+        && let Some(cleaned) = open_way(journal, &story).await
+    {
+        let opened = (!cleaned.steps.is_empty()).then_some(cleaned);
+        let mut resolved = receipt(&story, opened)?;
+        resolved.text.push_str(&format!(
+            "\nUntil then its packets come through the tunnel, and are delivered here. After that, here:\n  katamaran cleanup --apply \
+             --session {}",
+            story.header.session
+        ));
+        return Ok(resolved);
+    }
     let cleaned = clean_dead(journal, story.clone(), true).await;
     receipt(&story, Some(cleaned))
 }

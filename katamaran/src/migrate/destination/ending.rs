@@ -7,6 +7,7 @@ use crate::discover;
 use crate::journal::Record;
 use crate::migrate::error::chain;
 use crate::migrate::message::WireFrame;
+use crate::migrate::quiet::until_quiet;
 use crate::net::packet::is_bait;
 use crate::net::tapfd::TapQueues;
 
@@ -196,14 +197,7 @@ impl Session<'_> {
         let Some(delivery) = &self.delivery else {
             return;
         };
-        let began = Instant::now();
-        let mut last = (delivery.arrived_through_tunnel(), Instant::now());
-        while last.1.elapsed() < ORPHAN_QUIET && began.elapsed() < ORPHAN_LIMIT {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let arrived = delivery.arrived_through_tunnel();
-            if arrived != last.0 {
-                last = (arrived, Instant::now());
-            }
-        }
+        let arrived = || delivery.arrived_through_tunnel();
+        until_quiet(ORPHAN_QUIET, ORPHAN_LIMIT, arrived, |_| ()).await;
     }
 }

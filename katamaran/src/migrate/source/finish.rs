@@ -9,6 +9,7 @@ use crate::ebpf::{FlipTime, PacketDrop};
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::{Count, DestinationLedger, DropRecord, Hop, SourceLedger, TapBalance};
 use crate::migrate::message::{Reply, Request, Resumed, Summary};
+use crate::migrate::quiet::until_quiet;
 use crate::migrate::reconcile;
 use crate::migrate::report::{LedgerReport, Outcome, Report};
 use crate::migrate::rollback::Undone;
@@ -20,10 +21,6 @@ use super::Run;
 use super::arm::Armed;
 use super::cutover::Moments;
 use super::hooks::{Hooks, towards_tap};
-
-/// No packet for this long: the network sends the VM's packets elsewhere.
-const QUIET: Duration = Duration::from_secs(2);
-const LINGER_POLL: Duration = Duration::from_millis(20);
 
 /// What the destination said to COMMIT.
 #[derive(Debug)]
@@ -134,37 +131,23 @@ impl Committed {
         let Some(hooks) = &self.armed.hooks else {
             return;
         };
-        let began = Instant::now();
-        let mut last = (hooks.counters().ok().map(|c| c.s1.packets), Instant::now());
-        let mut told = Instant::now();
-        loop {
-            tokio::time::sleep(LINGER_POLL).await;
-            let arrived = hooks.counters().ok().map(|c| c.s1.packets);
-            if arrived != last.0 {
-                last = (arrived, Instant::now());
+        let limit = run.config.linger_limit;
+        let cutover = &mut run.report.cutover;
+        let arrived = || {
+            if cutover.first_redirect_us.is_none() {
+                cutover.first_redirect_us = first_redirect_us(hooks, self.moments.flip_time);
             }
-            if run.report.cutover.first_redirect_us.is_none() {
-                run.report.cutover.first_redirect_us =
-                    first_redirect_us(hooks, self.moments.flip_time);
-            }
-            if last.1.elapsed() >= QUIET {
-                return;
-            }
-            if began.elapsed() >= run.config.linger_limit {
-                run.report.warnings.push(format!(
-                    "packets for the VM still arrived here {} s after the cutover: the network does not send them to the \
-                     destination yet, and they are lost from now on; raise --cni-convergence-delay",
-                    run.config.linger_limit.as_secs()
-                ));
-                return;
-            }
-            if told.elapsed() >= Duration::from_secs(5) {
-                told = Instant::now();
-                tracing::info!(
-                    redirected = arrived,
-                    "packets still arrive here and are redirected"
-                );
-            }
+            Some(hooks.counters().ok()?.s1.packets)
+        };
+        let tell = |redirected| {
+            tracing::info!(redirected, "packets still arrive here and are redirected");
+        };
+        if !until_quiet(deadline::QUIET, limit, arrived, tell).await {
+            run.report.warnings.push(format!(
+                "packets for the VM still arrived here {} s after the cutover: the network does not send them to the \
+                 destination yet, and they are lost from now on; raise --cni-convergence-delay",
+                limit.as_secs()
+            ));
         }
     }
 

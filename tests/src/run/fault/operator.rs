@@ -100,7 +100,7 @@ fn resolve(
     }
     let command = told.lines().map(str::trim);
     let mut commands = command.filter_map(|line| line.strip_prefix("katamaran "));
-    let Some(answer) = commands.next_back() else {
+    let Some(answer) = commands.find(|command| command.starts_with("resolve ")) else {
         let problem = format!("resolve on B gives no receipt: {told}");
         settled.problems.push(problem);
         return Ok(false);

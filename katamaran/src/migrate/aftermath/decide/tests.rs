@@ -185,7 +185,7 @@ fn a_source_without_its_qemu_has_nothing_that_could_run() {
         ..all_of_it(RunState::Running)
     };
     let deeds = decide(&sent, &gone).unwrap();
-    assert_eq!(deeds[0], Deed::RemovePrograms);
+    assert_eq!(deeds[..2], [Deed::AwaitQuiet, Deed::RemovePrograms]);
     let there = decide(&sent, &all_of_it(RunState::Postmigrate)).unwrap_err();
     assert!(there.contains("katamaran resolve"), "{there}");
 }
@@ -203,6 +203,30 @@ fn packets_are_put_back_only_where_the_vm_goes_on_and_before_the_redirect_ends()
         assert!(returned < at(&Deed::RemovePrograms), "{story:?}");
         if let Some(resumed) = at(&Deed::ResumeVm) {
             assert!(returned < Some(resumed), "{story:?}");
+        }
+    }
+}
+
+#[test]
+fn a_way_that_packets_take_to_the_vm_goes_only_when_the_network_has_another() {
+    for role in [Role::Source, Role::Destination] {
+        for story in stories(role) {
+            for status in STATES {
+                let Ok(deeds) = decide(&story, &all_of_it(status.clone())) else {
+                    continue;
+                };
+                let at = |wanted: &Deed| deeds.iter().position(|deed| deed == wanted);
+                let there = match role {
+                    Role::Source => story.standing() == Standing::Running,
+                    Role::Destination => {
+                        deeds.contains(&Deed::OpenPlug) && status == RunState::Running
+                    }
+                };
+                let awaited = at(&Deed::AwaitQuiet);
+                assert_eq!(awaited.is_some(), there, "{story:?} {deeds:?}");
+                let removed = at(&Deed::RemovePrograms).unwrap();
+                assert!(awaited.is_none_or(|at| at + 1 == removed), "{deeds:?}");
+            }
         }
     }
 }
