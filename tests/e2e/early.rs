@@ -2,9 +2,11 @@
 //! acknowledgement.
 
 use katamaran_tests::lab::{QemuVersion, Wiring};
-use katamaran_tests::run::{MigrationOptions, StageOptions, run_migration};
+use katamaran_tests::run::{Migration, MigrationOptions, Role, Stage, StageOptions, run_migration};
 
-use crate::support::{all, number, report, require, side};
+use nix::sys::signal::Signal;
+
+use crate::support::{all, both, number, report, require, side};
 
 fn recovered(wiring: Wiring) {
     let mut stage = StageOptions {
@@ -57,4 +59,44 @@ fn what_a_vm_did_not_read_that_qemu_stopped_first_reaches_it_on_the_destination_
 fn the_same_for_a_vm_in_a_kata_pod() {
     require!(Root, Bpf, Lab);
     recovered(Wiring::Pod);
+}
+
+/// Something ends the migration while what was recovered goes to the destination, and the VM goes on where it was.
+fn goes_back(exit: i32, strike: impl Fn(&mut Migration<'_>)) {
+    for _ in 0..5 {
+        let mut stage = Stage::set(StageOptions {
+            meddle: true,
+            ..StageOptions::new(QemuVersion::V7_2, 2000)
+        })
+        .unwrap();
+        let mut migration = Migration::begin(&mut stage, &MigrationOptions::default()).unwrap();
+        migration
+            .look_until_logged(Role::Source, "recovering its packets")
+            .unwrap();
+        strike(&mut migration);
+        let (ended, _) = migration.end().unwrap();
+        // COMMIT may have been sent first.
+        if ended.source.status == Some(exit) {
+            let (client, _) = stage.finish_traffic().unwrap();
+            let udp = client.udp_v4.as_ref().unwrap();
+            let other = udp.duplicated + udp.reordered + udp.corrupted;
+            assert!(udp.lost <= 1 && other == 0, "{udp:?} {}", both(&ended));
+            return;
+        }
+    }
+    panic!("COMMIT was always sent first");
+}
+
+#[test]
+fn what_was_recovered_for_a_destination_that_is_killed_reaches_the_vm_where_it_goes_on() {
+    require!(Root, Bpf, Lab);
+    goes_back(1, |migration| migration.dest.process().kill());
+}
+
+#[test]
+fn what_was_recovered_by_a_source_that_is_interrupted_reaches_the_vm_where_it_goes_on() {
+    require!(Root, Bpf, Lab);
+    goes_back(130, |migration| {
+        migration.source.process().signal(Signal::SIGINT).unwrap();
+    });
 }

@@ -64,7 +64,7 @@ pub use katamaran_common::counter::Counter;
 pub use katamaran_common::layout::Count;
 pub use object::object_state;
 pub use place::PodEnd;
-pub use retained::{LeftBehind, RetainedPacket};
+pub use retained::{LeftBehind, RetainedPacket, settle};
 pub use sessions::{ArmedHooks, HookMode, armed_hooks};
 pub use source::{Detour, Encap, FlipTime, Outer, SourceDataplane, SourceSpec, TapLocation};
 pub use symbols::Symbols;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData, MapInfo, RingBuf};
@@ -20,6 +21,9 @@ use super::sessions;
 /// Bytes of the ring: 200,000 packets of up to 128 bytes (a record takes 160), more than the longest ring of a tap
 /// holds, or 16,000 of 1500 bytes (2080).
 pub(super) const RING_BYTES: u32 = 32 << 20;
+
+/// More than a program takes for a packet.
+const LONG_RUN: Duration = Duration::from_millis(5);
 
 /// One packet that was redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +148,18 @@ impl LeftBehind {
         self.mode
             .set(0, Mode::Count as u32, 0)
             .map_err(EbpfError::map("write", names::MAP_MODE))
+    }
+}
+
+/// Returns once no program is at work that began before, and nothing that it passed is on its way to a device.
+pub fn settle() {
+    // Programs, and what follows them in the kernel's output path, run in read-side sections of RCU, and this waits for a grace
+    // period (membarrier(2), kernel/sched/membarrier.c).
+    // SAFETY: no memory is touched.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if waited != 0 {
+        // Not with nohz_full. A run takes microseconds.
+        std::thread::sleep(LONG_RUN);
     }
 }
 

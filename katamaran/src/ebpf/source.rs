@@ -210,6 +210,13 @@ impl SourceDataplane {
         self.set_mode(Mode::Count)
     }
 
+    /// Whether V's packets go to D.
+    #[must_use]
+    pub fn redirects(&self) -> bool {
+        let mode = self.switch().mode.get(&0, 0);
+        mode.is_ok_and(|mode| mode == Mode::Redirect as u32)
+    }
+
     fn set_mode(&self, mode: Mode) -> Result<FlipTime, EbpfError> {
         let mut switch = self.switch();
         let before_ns = monotonic_ns();

@@ -77,6 +77,6 @@ impl TapWatch {
 pub(crate) type SharedWatch = Arc<Mutex<TapWatch>>;
 
 /// Nothing under this lock can panic half-way, so a poisoned one is as good as any.
-pub(crate) fn lock(watch: &SharedWatch) -> MutexGuard<'_, TapWatch> {
-    watch.lock().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -190,8 +190,7 @@ impl Context<'_> {
         left.unflip().map_err(|e| chain(&e))?;
         // At once, for what comes next is ahead of them.
         returned += into.all(from_fn(|| left.next_retained())).await?;
-        // A packet may have been on its way through the program.
-        tokio::time::sleep(POLL).await;
+        ebpf::settle();
         returned += into.all(from_fn(|| left.next_retained())).await?;
         if let Some(hooks) = self.armed_hooks()? {
             let redirected = hooks.count(Counter::Redirected).map_err(|e| chain(&e))?;

@@ -3,6 +3,7 @@
 //! Order is everything here. The redirect stands *before* the VM stops, and the VM stops only once
 //! QEMU has read every packet that was passed to it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -179,7 +180,7 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     tracing::debug!("flipped");
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
-    let drained = armed.hooks.is_none() || drain(armed, queues.as_ref()).await;
+    let drained = armed.hooks.is_none() || drain(armed, queues.as_deref()).await;
     tracing::debug!("drained");
     run.diary.note(&Record::Stopping)?;
     armed.stopped.store(true, Ordering::Relaxed);
@@ -225,9 +226,10 @@ async fn stop(armed: &Armed) -> Result<(), MigrateError> {
 }
 
 /// QEMU's own descriptors of the tap, to look into its ring with.
-fn tap_queues(armed: &Armed) -> Option<TapQueues> {
+fn tap_queues(armed: &Armed) -> Option<Arc<TapQueues>> {
     recover::duplicate_tap(armed)
         .inspect_err(|error| tracing::warn!(error = chain(error), "can't look into the tap's ring"))
+        .map(Arc::new)
         .ok()
 }
 

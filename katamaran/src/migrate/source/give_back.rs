@@ -1,6 +1,6 @@
 //! A migration that does not commit: what the destination holds of the VM's packets is taken back, and the VM goes on.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::iter::from_fn;
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::ebpf::settle;
 use crate::frame::complete_checksum;
 use crate::journal::Record;
 use crate::migrate::diary::Diary;
@@ -24,6 +25,7 @@ use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunSta
 
 use super::arm::Armed;
 use super::hooks::Hooks;
+use super::kept::{Kept, Tapped};
 use super::peer::Peer;
 use super::storage::{Mirror, Residue};
 
@@ -49,11 +51,18 @@ pub(crate) struct GiveBack {
     tap: u32,
     vm_ips: Vec<IpAddr>,
     told: ReturnedCell,
+    kept: Kept,
     diary: Diary,
 }
 
 impl GiveBack {
-    pub(crate) fn new(armed: &Armed, vm_ips: &[IpAddr], told: ReturnedCell, diary: Diary) -> Self {
+    pub(crate) fn new(
+        armed: &Armed,
+        vm_ips: &[IpAddr],
+        told: ReturnedCell,
+        kept: Kept,
+        diary: Diary,
+    ) -> Self {
         let node = &armed.prepared.node;
         Self {
             qmp: node.qmp.clone(),
@@ -66,12 +75,14 @@ impl GiveBack {
             tap: node.tap.index,
             vm_ips: vm_ips.to_vec(),
             told,
+            kept,
             diary,
         }
     }
 
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
+        problems.extend(self.empty_tap().err());
         // QEMU answers nothing while it waits for a destination's drive that is gone.
         if let Some(drives) = self.drives.clone() {
             problems.extend(drives.remove().await.err());
@@ -89,6 +100,19 @@ impl GiveBack {
         } else {
             Err(problems.join("; "))
         }
+    }
+
+    /// What was recovered is older than what has come into the tap since: that is read as well, before the VM can, and what comes
+    /// from now on is kept from the tap.
+    fn empty_tap(&self) -> Result<(), String> {
+        let Some(hooks) = self.hooks.as_ref().filter(|_| self.kept.has_begun()) else {
+            return Ok(());
+        };
+        if !hooks.redirects() {
+            hooks.flip().map_err(|e| chain(&e))?;
+            settle();
+        }
+        self.kept.read().map(drop).map_err(|e| chain(&e))
     }
 
     /// The VM's packets wait at the destination until they are in the tap: round after round, as long as there are
@@ -112,10 +136,15 @@ impl GiveBack {
         let mut taking = Taking {
             hooks,
             into,
+            watch: &self.watch,
             from_copies: None,
             returned: Returned::default(),
-            known: HashSet::new(),
+            had: Known::default(),
+            given: Known::default(),
         };
+        if let Some(kept) = self.kept.take() {
+            problems.extend(taking.put_kept(&kept).await.err());
+        }
         if taking.redirected() > 0 {
             for _ in 0..ROUNDS {
                 match self.take_round(&mut taking).await {
@@ -176,9 +205,7 @@ impl GiveBack {
                 }
             }
         }
-        let copies = taking.take_copies().await?;
-        lock(&self.watch).add_injected(copies);
-        Ok(copies)
+        taking.take_copies().await
     }
 
     /// Takes back what the destination has. Returns how many frames that were, or why it does not say.
@@ -208,17 +235,14 @@ impl GiveBack {
                 }
                 Err(error) => return Ok(Err(chain(&error))),
             };
-            lock(&self.watch).add_injected(frames.len() as u64);
-            for WireFrame(bytes) in &frames {
-                taking.take_frame(bytes).await?;
+            for frame in &frames {
+                let ours = ip_destination(frame).is_some_and(|ip| self.vm_ips.contains(&ip));
+                if taking.take_frame(frame).await? && ours {
+                    taking.returned.returned += wire_packets(frame);
+                }
             }
             taken += frames.len() as u64;
-            let ours = |frame: &&WireFrame| {
-                ip_destination(frame).is_some_and(|ip| self.vm_ips.contains(&ip))
-            };
-            let returned = &mut taking.returned;
-            returned.returned += frames.iter().filter(ours).map(wire_packets).sum::<u64>();
-            returned.arrived = arrived.or(returned.arrived);
+            taking.returned.arrived = arrived.or(taking.returned.arrived);
             if !more {
                 return Ok(Ok(taken));
             }
@@ -266,8 +290,33 @@ struct Taking<'a, R> {
     /// Why the destination gives nothing back; its packets are taken from their copies then.
     from_copies: Option<String>,
     returned: Returned,
-    /// What the destination has given back before that.
-    known: HashSet<u64>,
+    watch: &'a SharedWatch,
+    /// What the VM has, or gets, though the destination was given it as well.
+    had: Known,
+    /// What the destination has given back, of which there are copies.
+    given: Known,
+}
+
+/// Packets, as often as they came.
+#[derive(Debug, Default)]
+struct Known(HashMap<u64, u32>);
+
+impl Known {
+    fn add(&mut self, frame: &[u8]) {
+        *self.0.entry(fingerprint(frame)).or_default() += 1;
+    }
+
+    /// Whether it is one of them; then there is one less.
+    fn take(&mut self, frame: &[u8]) -> bool {
+        let count = self.0.get_mut(&fingerprint(frame));
+        count.is_some_and(|count| match *count {
+            0 => false,
+            _ => {
+                *count -= 1;
+                true
+            }
+        })
+    }
 }
 
 impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
@@ -284,23 +333,54 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
         arrived.is_none_or(|arrived| arrived >= self.redirected())
     }
 
-    async fn take_frame(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let Some((header, frame)) = bytes.split_first_chunk::<VNET_HEADER>() else {
-            return Ok(());
+    async fn put(&mut self, header: VnetHeader, frame: &[u8]) -> Result<(), String> {
+        self.into.frame(header, frame).await?;
+        lock(self.watch).add_injected(1);
+        Ok(())
+    }
+
+    /// What was recovered is older than all that was redirected.
+    async fn put_kept(&mut self, kept: &Tapped) -> Result<(), String> {
+        for (header, frame) in kept.swallowed.iter().filter_map(split) {
+            self.had.add(frame);
+            tracing::debug!(?header, "QEMU has this one");
+        }
+        for (header, frame) in kept.frames.iter().filter_map(split) {
+            self.had.add(frame);
+            self.put(header, frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the VM did not have it yet.
+    async fn take_frame(&mut self, frame: &WireFrame) -> Result<bool, String> {
+        let Some((header, frame)) = split(frame) else {
+            return Ok(false);
         };
-        self.known.insert(fingerprint(frame));
-        self.into.frame(VnetHeader(*header), frame).await
+        if self.had.take(frame) {
+            return Ok(false);
+        }
+        self.given.add(frame);
+        self.put(header, frame).await?;
+        Ok(true)
     }
 
     async fn take_copies(&mut self) -> Result<u64, String> {
-        let (hooks, known) = (self.hooks, &self.known);
+        let (hooks, given) = (self.hooks, &mut self.given);
         let copies = from_fn(|| hooks.next_retained());
-        let missing = copies.filter(|packet| !known.contains(&fingerprint(&packet.frame)));
+        let missing = copies.filter(|packet| !given.take(&packet.frame));
         let taken = self.into.all(missing).await?;
+        lock(self.watch).add_injected(taken);
         self.returned.returned += taken;
         self.returned.from_copies += taken;
         Ok(taken)
     }
+}
+
+/// A frame, and the virtio_net_hdr in front of it.
+fn split(WireFrame(bytes): &WireFrame) -> Option<(VnetHeader, &[u8])> {
+    let (header, frame) = bytes.split_first_chunk::<VNET_HEADER>()?;
+    Some((VnetHeader(*header), frame))
 }
 
 /// What is the same of a packet on both nodes: all behind the Ethernet header, with the checksum that it has on a wire.
@@ -318,10 +398,6 @@ fn ip_destination(WireFrame(bytes): &WireFrame) -> Option<IpAddr> {
 }
 
 /// How many packets on the wire a frame with its virtio_net_hdr in front is.
-fn wire_packets(WireFrame(bytes): &WireFrame) -> u64 {
-    bytes
-        .split_first_chunk::<VNET_HEADER>()
-        .map_or(0, |(header, frame)| {
-            VnetHeader(*header).wire_segments(frame.len())
-        })
+fn wire_packets(frame: &WireFrame) -> u64 {
+    split(frame).map_or(0, |(header, frame)| header.wire_segments(frame.len()))
 }

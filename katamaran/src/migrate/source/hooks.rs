@@ -52,6 +52,10 @@ impl Hooks {
         self.with(|d| d.flip()).unwrap_or_else(removed)
     }
 
+    pub(crate) fn redirects(&self) -> bool {
+        self.with(|d| d.redirects()).unwrap_or(false)
+    }
+
     pub(crate) fn unflip(&self) -> Result<(), EbpfError> {
         self.with(|d| d.unflip().map(|_| ())).unwrap_or(Ok(()))
     }

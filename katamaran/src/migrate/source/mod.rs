@@ -16,6 +16,7 @@ mod cutover;
 pub(super) mod finish;
 mod give_back;
 mod hooks;
+mod kept;
 pub(crate) mod peer;
 mod precopy;
 pub(crate) mod prepare;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::aborted::Left;
 use self::conntrack::Connections;
+use self::kept::Kept;
 use super::diary::Diary;
 use super::error::{CopyRates, MigrateError, chain};
 use super::ledger::Recovered;
@@ -64,6 +66,8 @@ pub(crate) struct Run {
     pub(crate) connections: Connections,
     /// What an abort took back.
     pub(crate) returned: give_back::ReturnedCell,
+    /// What was recovered from the tap, until the VM runs somewhere.
+    pub(crate) kept: Kept,
     /// When the user's time is over.
     pub(crate) limit: Option<tokio::time::Instant>,
 }
@@ -126,6 +130,7 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         shared: Held::default(),
         connections: Connections::default(),
         returned: give_back::ReturnedCell::default(),
+        kept: Kept::default(),
         limit: None,
     };
     run.progress.start(session);

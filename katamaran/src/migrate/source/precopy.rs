@@ -100,6 +100,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         &armed,
         &run.config.vm_ips,
         run.returned.clone(),
+        run.kept.clone(),
         run.diary.clone(),
     );
     run.undo

@@ -1,5 +1,6 @@
 //! Packets that a stopped VM did not get, because QEMU stopped it before the redirect was in place.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::control::FRAME_LIMIT;
@@ -18,11 +19,10 @@ use super::Run;
 use super::arm::Armed;
 use super::cutover::{Moments, balance, ms_since, write_us};
 use super::hooks::Hooks;
+use super::kept::wire_frame;
 use super::peer::Peer;
 use super::precopy::observe_tap;
 
-/// More than any ring holds that we lengthen.
-const FRAMES_MAX: usize = 200_000;
 /// How long the ring may keep filling while it is emptied, before the flip comes all the same.
 const EMPTY_BUDGET: Duration = Duration::from_secs(2);
 /// How long a packet takes, at most, from the hook into the tap's ring.
@@ -51,15 +51,11 @@ pub(crate) async fn after_early_stop(
             ring_unseen: false,
         });
     };
-    let queues = duplicate_tap(armed)?;
-    let mut recovery = Recovery {
-        peer: &armed.prepared.peer,
-        run,
-    };
-    recovery.deliver_first(hooks, &queues, stop).await?;
+    let mut recovery = Recovery::begin(armed, run, &Arc::new(duplicate_tap(armed)?));
+    recovery.deliver_first(hooks, stop).await?;
     let end = Instant::now() + EMPTY_BUDGET;
     loop {
-        let more = read_ring(&queues)?;
+        let more = recovery.run.kept.read()?;
         if more.is_empty() || Instant::now() >= end {
             recovery.deliver_from_ring(&more).await?;
             break;
@@ -73,7 +69,7 @@ pub(crate) async fn after_early_stop(
     recovery.run.report.cutover.flip_us = Some(flip_us);
     recovery.run.report.cutover.flip_write_us = Some(write_us(time));
     settle(armed).await;
-    let between = read_ring(&queues)?;
+    let between = recovery.run.kept.read()?;
     recovery.deliver_from_ring(&between).await?;
 
     run.report.cutover.drained_ms = Some(ms_since(flip));
@@ -99,17 +95,14 @@ pub(crate) async fn after_early_stop(
 pub(crate) async fn after_stalled_drain(
     armed: &Armed,
     run: &mut Run,
-    queues: &TapQueues,
+    queues: &Arc<TapQueues>,
     stop: &Event,
 ) -> Result<(), MigrateError> {
     let Some(hooks) = &armed.hooks else {
         return Ok(());
     };
-    let mut recovery = Recovery {
-        peer: &armed.prepared.peer,
-        run,
-    };
-    recovery.deliver_first(hooks, queues, stop).await?;
+    let mut recovery = Recovery::begin(armed, run, queues);
+    recovery.deliver_first(hooks, stop).await?;
     run.report.warnings.push(format!(
         "the VM no longer read its packets; {} were recovered from its tap once it had stopped",
         run.recovered.into_destination_tap
@@ -123,21 +116,27 @@ struct Recovery<'a> {
     run: &'a mut Run,
 }
 
-impl Recovery<'_> {
+impl<'a> Recovery<'a> {
+    fn begin(armed: &'a Armed, run: &'a mut Run, queues: &Arc<TapQueues>) -> Self {
+        run.kept.begin(queues);
+        Self {
+            peer: &armed.prepared.peer,
+            run,
+        }
+    }
+
     /// The packet that the stopped QEMU has swallowed, then what is in the ring.
-    async fn deliver_first(
-        &mut self,
-        hooks: &Hooks,
-        queues: &TapQueues,
-        stop: &Event,
-    ) -> Result<(), MigrateError> {
+    async fn deliver_first(&mut self, hooks: &Hooks, stop: &Event) -> Result<(), MigrateError> {
         // What is copied from now on would only push the one that matters out.
         hooks
             .with(|d| d.set_copy_ring(false))
             .transpose()
             .doing("keep the copies")?;
-        let first = read_ring(queues)?;
+        let first = self.run.kept.read()?;
         let swallowed = swallowed_frame(hooks, &first, stop);
+        swallowed
+            .iter()
+            .for_each(|frame| self.run.kept.note_swallowed(frame));
         self.run.recovered.swallowed = u64::from(swallowed.is_some());
         if swallowed.is_none() && !first.is_empty() {
             // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
@@ -166,16 +165,6 @@ pub(crate) fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
     let tap = crate::discover::tap(pid, Some(&node.tap.name))?;
     TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors)
         .doing("duplicate QEMU's tap descriptor")
-}
-
-fn read_ring(queues: &TapQueues) -> Result<Vec<TapFrame>, MigrateError> {
-    queues
-        .read_unread(FRAMES_MAX)
-        .doing("read what QEMU left in the tap")
-}
-
-fn wire_frame(frame: &TapFrame) -> WireFrame {
-    WireFrame([&frame.vnet_header.0[..], &frame.frame].concat())
 }
 
 /// Waits until what the hook passed is in the ring.

@@ -1,10 +1,13 @@
 //! The operator, who does what the documentation says: looks (`status`), removes what dead sessions left (`cleanup`), and
 //! settles what is undecided (`resolve`), on the destination first.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::copies::ran_on_b;
+use super::play::LAST_WORDS;
 use crate::lab::Node;
 use crate::run::katamaran::katamaran_command;
 use crate::run::stage::Stage;
@@ -22,7 +25,7 @@ pub(super) struct Settled {
 }
 
 /// Settles a session on both nodes.
-pub(super) fn settle(stage: &mut Stage, session: &str, timeline: &Timeline) -> Result<Settled> {
+pub(super) fn settle(stage: &mut Stage, session: &str, timeline: &mut Timeline) -> Result<Settled> {
     let mut settled = Settled::default();
     for _ in 0..ROUNDS {
         let source = state(stage, Node::A, session)?;
@@ -80,7 +83,7 @@ fn resolve(
     stage: &mut Stage,
     session: &str,
     source_asks: bool,
-    timeline: &Timeline,
+    timeline: &mut Timeline,
     settled: &mut Settled,
 ) -> Result<bool> {
     let (mut status, mut told) = run(stage, Node::B, &["resolve", session])?;
@@ -92,6 +95,8 @@ fn resolve(
         };
         settled.deeds.push(choice);
         (status, told) = run(stage, Node::B, &["resolve", session, choice])?;
+        // The network learns where it runs while the operator goes over to the other node.
+        stage.watch(timeline, LAST_WORDS, Duration::ZERO)?;
     }
     if status != Some(0) {
         let problem = format!("resolve on B exits with {status:?}: {told}");

@@ -36,7 +36,7 @@ const FROZEN: Duration = Duration::from_secs(15);
 /// Whoever has not ended by then hangs. A destination that outlives its source delivers for up to a minute.
 const HANGS: Duration = Duration::from_secs(100);
 /// What QEMU has to say of the operator's deeds comes by then.
-const LAST_WORDS: Duration = Duration::from_millis(50);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// What it came to.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         ended_at,
     } = played;
     let session = written.session().context("no side has written a journal")?;
-    let settled = operator::settle(&mut stage, &session, &timeline)?;
+    let settled = operator::settle(&mut stage, &session, &mut timeline)?;
     stage.watch(&mut timeline, LAST_WORDS, Duration::ZERO)?;
     mend(case, &mut stage, &timeline)?;
     let runs = [Node::A, Node::B].map(|node| runs(&mut stage, node));
