@@ -111,7 +111,7 @@ pub struct Returned {
     /// R: given back by the destination, and put into the VM's tap on the source. What had come to the destination
     /// directly, or from a tap that QEMU had left unread, is among them, so there may be more than were redirected.
     pub returned: u64,
-    /// Those of them that are copies which the source had retained: the destination gave nothing back.
+    /// Those of them that are copies which the source had retained: the last few, or all that a destination that is gone had.
     #[serde(default)]
     pub from_copies: u64,
 }

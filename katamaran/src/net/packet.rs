@@ -46,6 +46,16 @@ const FRAME_MIN: usize = 60;
 pub struct VnetHeader(pub [u8; VNET_HEADER]);
 
 impl VnetHeader {
+    /// Payload of each segment, bytes; 0 for a frame that is no super-packet.
+    #[must_use]
+    pub fn segment_size(&self) -> u32 {
+        let [_, kind, _, _, s0, s1, ..] = self.0;
+        match kind {
+            0 => 0,
+            _ => u32::from(u16::from_le_bytes([s0, s1])),
+        }
+    }
+
     /// The number of packets on the wire that a frame of `length` bytes with this header becomes.
     #[must_use]
     pub fn wire_segments(&self, length: usize) -> u64 {

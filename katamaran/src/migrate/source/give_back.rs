@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadline;
 use crate::ebpf::settle;
-use crate::frame::complete_checksum;
+use crate::frame::{complete_checksum, on_the_wire};
 use crate::journal::Record;
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
@@ -141,6 +141,7 @@ impl GiveBack {
             returned: Returned::default(),
             had: Known::default(),
             given: Known::default(),
+            pending: Vec::new(),
         };
         if let Some(kept) = self.kept.take() {
             problems.extend(taking.put_kept(&kept).await.err());
@@ -160,6 +161,8 @@ impl GiveBack {
         if let Err(error) = hooks.unflip() {
             problems.push(chain(&error));
         }
+        // The last few are on their way there, or there, and what comes now must not overtake them.
+        problems.extend(taking.take_tail().await.err());
         let end = Instant::now() + deadline::RETURN;
         // Again: the flip may have come between a look and the abort.
         while taking.redirected() > 0 {
@@ -195,7 +198,10 @@ impl GiveBack {
     ) -> Result<u64, String> {
         if taking.from_copies.is_none() {
             match self.take_back(taking).await? {
-                Ok(frames) => return Ok(frames),
+                Ok(frames) => {
+                    taking.look_through_copies()?;
+                    return Ok(frames);
+                }
                 Err(error) => {
                     tracing::info!(
                         error,
@@ -293,8 +299,10 @@ struct Taking<'a, R> {
     watch: &'a SharedWatch,
     /// What the VM has, or gets, though the destination was given it as well.
     had: Known,
-    /// What the destination has given back, of which there are copies.
+    /// What the destination has given back, and whose copy has not been seen.
     given: Known,
+    /// Copies of what it has not given back: fingerprint and frame, in their order.
+    pending: Vec<(u64, Vec<u8>)>,
 }
 
 /// Packets, as often as they came.
@@ -302,13 +310,13 @@ struct Taking<'a, R> {
 struct Known(HashMap<u64, u32>);
 
 impl Known {
-    fn add(&mut self, frame: &[u8]) {
-        *self.0.entry(fingerprint(frame)).or_default() += 1;
+    fn add(&mut self, fingerprint: u64) {
+        *self.0.entry(fingerprint).or_default() += 1;
     }
 
     /// Whether it is one of them; then there is one less.
-    fn take(&mut self, frame: &[u8]) -> bool {
-        let count = self.0.get_mut(&fingerprint(frame));
+    fn take(&mut self, fingerprint: u64) -> bool {
+        let count = self.0.get_mut(&fingerprint);
         count.is_some_and(|count| match *count {
             0 => false,
             _ => {
@@ -341,12 +349,11 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     /// What was recovered is older than all that was redirected.
     async fn put_kept(&mut self, kept: &Tapped) -> Result<(), String> {
-        for (header, frame) in kept.swallowed.iter().filter_map(split) {
-            self.had.add(frame);
-            tracing::debug!(?header, "QEMU has this one");
+        for (_, frame) in kept.swallowed.iter().filter_map(split) {
+            self.had.add(fingerprint(frame));
         }
         for (header, frame) in kept.frames.iter().filter_map(split) {
-            self.had.add(frame);
+            self.had.add(fingerprint(frame));
             self.put(header, frame).await?;
         }
         Ok(())
@@ -357,23 +364,59 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
         let Some((header, frame)) = split(frame) else {
             return Ok(false);
         };
-        if self.had.take(frame) {
+        if self.had.take(fingerprint(frame)) {
             return Ok(false);
         }
-        self.given.add(frame);
+        let cut = on_the_wire(frame.to_vec(), header.segment_size());
+        for packet in cut.unwrap_or_default() {
+            self.given.add(fingerprint(&packet));
+        }
         self.put(header, frame).await?;
         Ok(true)
     }
 
+    /// Looks which copies are of packets that the destination has not given back.
+    fn look_through_copies(&mut self) -> Result<(), String> {
+        let hooks = self.hooks;
+        for copy in from_fn(|| hooks.next_retained()) {
+            let length = copy.frame.len();
+            let packets = copy
+                .into_frames()
+                .ok_or_else(|| format!("a super-packet of {length} bytes can't be cut"))?;
+            let known = |packet: Vec<u8>| (fingerprint(&packet), packet);
+            self.pending.extend(packets.into_iter().map(known));
+        }
+        self.pending.retain(|(known, _)| !self.given.take(*known));
+        Ok(())
+    }
+
+    /// The destination gives nothing back any more: what it has not, is here. Returns how many packets that are.
     async fn take_copies(&mut self) -> Result<u64, String> {
-        let (hooks, given) = (self.hooks, &mut self.given);
-        let copies = from_fn(|| hooks.next_retained());
-        let missing = copies.filter(|packet| !given.take(&packet.frame));
-        let taken = self.into.all(missing).await?;
-        lock(self.watch).add_injected(taken);
-        self.returned.returned += taken;
-        self.returned.from_copies += taken;
-        Ok(taken)
+        self.look_through_copies()?;
+        let all = self.pending.len();
+        self.put_pending(all).await
+    }
+
+    /// The packets that have not come back yet, for which there is no time to ask the destination. It has them, or gets them.
+    async fn take_tail(&mut self) -> Result<(), String> {
+        self.look_through_copies()?;
+        let missing = self.redirected().saturating_sub(self.returned.returned);
+        let last = usize::try_from(missing).unwrap_or(usize::MAX);
+        self.put_pending(last).await.map(drop)
+    }
+
+    /// The last so many.
+    async fn put_pending(&mut self, last: usize) -> Result<u64, String> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut put = 0;
+        for (known, packet) in pending.iter().skip(pending.len().saturating_sub(last)) {
+            self.put(VnetHeader::default(), packet).await?;
+            self.had.add(*known);
+            put += 1;
+        }
+        self.returned.returned += put;
+        self.returned.from_copies += put;
+        Ok(put)
     }
 }
 
