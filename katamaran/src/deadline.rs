@@ -136,6 +136,12 @@ pub const CAUSE: Duration = Duration::from_millis(500);
 /// which is what the destination allows itself.
 pub const COMMIT: Duration = Duration::from_secs(25);
 
+/// For all that a destination gives back; what it has not by then comes from copies. The VM waits for it.
+pub const TAKE_BACK: Duration = Duration::from_millis(1500);
+
+/// Until the VM goes on, whatever is still to be put into its tap.
+pub const PUT_BACK: Duration = Duration::from_secs(3);
+
 /// For packets that were on their way to the destination when a migration was given up.
 pub const RETURN: Duration = Duration::from_secs(1);
 

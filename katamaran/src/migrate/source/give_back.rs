@@ -90,7 +90,14 @@ impl GiveBack {
         if let Err(error) = self.qmp.execute(MigrateCancel).await {
             problems.push(chain(&error));
         }
-        problems.extend(self.take_all_back().await);
+        match tokio::time::timeout(deadline::PUT_BACK, self.take_all_back()).await {
+            Ok(more) => problems.extend(more),
+            Err(_) => {
+                problems.push("the VM's packets could not all be put back in time".into());
+                let unflipped = self.hooks.as_ref().map(Hooks::unflip);
+                problems.extend(unflipped.and_then(Result::err).map(|error| chain(&error)));
+            }
+        }
         match self.resume().await {
             Ok(()) => self.diary.mention(&Record::Resumed),
             Err(error) => problems.push(error),
@@ -137,6 +144,7 @@ impl GiveBack {
             hooks,
             into,
             watch: &self.watch,
+            until: Instant::now() + deadline::TAKE_BACK,
             from_copies: None,
             returned: Returned::default(),
             had: Known::default(),
@@ -224,10 +232,12 @@ impl GiveBack {
             let request = Request::Abort {
                 reason: "the source gave up".into(),
             };
-            let reply = self
+            let asked = self
                 .peer
-                .ask("take packets back", request, deadline::REQUEST)
-                .await;
+                .ask("take packets back", request, deadline::REQUEST);
+            let Ok(reply) = tokio::time::timeout_at(taking.until.into(), asked).await else {
+                return Ok(Err("it takes too long".to_owned()));
+            };
             let (frames, more, arrived) = match reply {
                 Ok(Reply::Aborted {
                     frames,
@@ -297,6 +307,8 @@ struct Taking<'a, R> {
     from_copies: Option<String>,
     returned: Returned,
     watch: &'a SharedWatch,
+    /// So long the destination may take.
+    until: Instant,
     /// What the VM has, or gets, though the destination was given it as well.
     had: Known,
     /// What the destination has given back, and whose copy has not been seen.
