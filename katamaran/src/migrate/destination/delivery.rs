@@ -405,7 +405,7 @@ async fn attach(
                 .await
                 .doing("create the vxlan device")?;
             let ifindex = device.index();
-            undo.cleanup("destination's vxlan device", move || async move {
+            undo.way("destination's vxlan device", move || async move {
                 device.remove().await.map_err(|e| chain(&e))
             });
             Ingress::Frames { ifindex }
@@ -446,7 +446,7 @@ async fn attach(
         tunnel_device,
     };
     let undo_hooks = hooks.clone();
-    undo.cleanup("destination's programs", move || async move {
+    undo.way("destination's programs", move || async move {
         tokio::task::spawn_blocking(move || undo_hooks.remove())
             .await
             .map_err(|e| e.to_string())?

@@ -114,17 +114,27 @@ impl Session<'_> {
             exported.cut().await;
         }
         let undo = std::mem::take(&mut self.undo);
-        let undone = if self.running {
-            undo.commit().run(deadline::UNDO).await
+        let undone = if self.running || self.is_undecided() {
+            let mut cleanup = undo.commit();
+            // The VM may yet run here: what is held for it stays held, and what still comes is delivered.
+            if self.is_undecided() {
+                cleanup.keep_way();
+            }
+            cleanup.run(deadline::UNDO).await
         } else {
             undo.unwind(deadline::UNDO).await
         };
         self.report.cleanup.extend(undone);
     }
 
+    /// COMMIT came, and the VM could not be run.
+    fn is_undecided(&self) -> bool {
+        matches!(self.stage, Stage::Committed | Stage::Finished) && !self.running
+    }
+
     /// The session is over, one way or another.
     pub(super) async fn close(mut self) -> End {
-        if matches!(self.stage, Stage::Committed | Stage::Finished) && !self.running {
+        if self.is_undecided() {
             self.clean_up().await;
             self.server.close().await;
             let reason = self.reason.unwrap_or_default();
