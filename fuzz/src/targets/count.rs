@@ -3,7 +3,7 @@
 use katamaran::net::packet::VnetHeader;
 use katamaran_common::layout::Sequence;
 use katamaran_common::segments::{count_of, wire_segments};
-use katamaran_common::sequence::{NUMBER_BITS_V4, NUMBER_BITS_V6};
+use katamaran_common::sequence::{NUMBER_BITS_V4, NUMBER_BITS_V6, jump};
 
 use super::Target;
 
@@ -51,15 +51,13 @@ fn segments(header: [u8; 10], length: usize) {
 /// Each pair of bytes is a step, forward or back, and how many packets come there.
 fn numbers(bytes: &[u8], bits: u32) {
     let mut sequence = Sequence::default();
-    let (mut at, mut seen) = (1_i64 << 40, 0);
-    let mut whole: Option<(i64, i64)> = None;
+    let (mut at, mut next, mut seen) = (0_i64, 0_i64, 0_i64);
     for pair in bytes.chunks_exact(2) {
-        let step = i64::from(pair[0].cast_signed());
         let packets = i64::from(pair[1] % 8 + 1);
-        at += step;
-        let (first, next) = whole.unwrap_or((at, at));
         // Farther back than half a turn, it can't be told from ahead; what comes late was sent before.
-        at = at.max(next - (1 << (bits - 2)));
+        at = (at + i64::from(pair[0].cast_signed()))
+            .max(next - (1 << (bits - 2)))
+            .max(0);
         let late = at < next;
         let packets = if late {
             packets.min(next - at)
@@ -67,11 +65,15 @@ fn numbers(bytes: &[u8], bits: u32) {
             packets
         };
         let number = u32::try_from(at & ((1 << bits) - 1)).expect("it has few bits");
-        sequence.note(number, u32::try_from(packets).expect("they are few"), bits);
+        let jumped = jump(sequence.next, number, bits);
+        assert_eq!(jumped.is_none(), late);
+        if let Some(skipped) = jumped {
+            sequence.next += skipped + packets.unsigned_abs();
+        }
+        sequence.seen += packets.unsigned_abs();
         seen += packets;
-        whole = Some((first.min(at), next.max(at + packets)));
+        next = next.max(at + packets);
         at += packets;
     }
-    let (first, next) = whole.unwrap_or((0, 0));
-    assert_eq!(sequence.missing(), next - first - seen);
+    assert_eq!(sequence.missing(), next - seen);
 }
