@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use katamaran_tests::lab::{Node, QemuVersion, Wiring};
@@ -84,12 +84,27 @@ fn look_until_written(migration: &mut Migration<'_>, role: Role, record: &str) -
         Role::Dest => journal(&session, "destination"),
     };
     let end = Instant::now() + Duration::from_secs(60);
-    let needle = format!("\"record\":\"{record}\"");
-    while !fs::read_to_string(&path).unwrap().contains(&needle) {
+    while !has_written(&path, record) {
         assert!(Instant::now() < end, "{}", migration.said());
         std::thread::sleep(Duration::from_micros(100));
     }
     session
+}
+
+fn has_written(journal: &Path, record: &str) -> bool {
+    let text = fs::read_to_string(journal).unwrap();
+    text.contains(&format!("\"record\":\"{record}\""))
+}
+
+/// Has the operator settle on the destination that the VM runs there. Returns what the source is to be told.
+fn settle_that_it_runs(stage: &Stage, session: &str) -> String {
+    let (mut exit, mut told) = katamaran(stage, Node::B, &["resolve", session]);
+    if exit == Some(4) {
+        assert!(told.contains("--discard"), "{told}");
+        (exit, told) = katamaran(stage, Node::B, &["resolve", session, "--run"]);
+    }
+    assert_eq!(exit, Some(0), "{told}");
+    receipt_in(&told)
 }
 
 /// What `resolve` on the destination says.
@@ -333,13 +348,7 @@ fn whatever_a_destination_that_was_killed_at_commit_had_done_one_vm_runs_in_the_
             told.contains(&format!("katamaran resolve {session}")),
             "{told}"
         );
-        let (mut exit, mut told) = katamaran(&stage, Node::B, &["resolve", &session]);
-        if exit == Some(4) {
-            assert!(told.contains("--discard"), "{told}");
-            (exit, told) = katamaran(&stage, Node::B, &["resolve", &session, "--run"]);
-        }
-        assert_eq!(exit, Some(0), "{told}");
-        let receipt = receipt_in(&told);
+        let receipt = settle_that_it_runs(&stage, &session);
         let answer = ["resolve", &session, "--destination-runs", &receipt];
         let (exit, told) = katamaran(&stage, Node::A, &answer);
         assert_eq!(exit, Some(0), "{told}");
@@ -359,22 +368,13 @@ fn packets_find_a_vm_whose_session_an_operator_settles_while_the_network_sends_t
 {
     require!(Root, Bpf, Lab);
     let (stage, session) = killed_at_commit();
-    let (mut exit, mut told) = katamaran(&stage, Node::B, &["resolve", &session]);
-    if exit == Some(4) {
-        (exit, told) = katamaran(&stage, Node::B, &["resolve", &session, "--run"]);
-    }
-    assert_eq!(exit, Some(0), "{told}");
-    let answer = [
-        "resolve",
-        &session,
-        "--destination-runs",
-        &receipt_in(&told),
-    ];
+    let receipt = settle_that_it_runs(&stage, &session);
+    let answer = ["resolve", &session, "--destination-runs", &receipt];
     std::thread::scope(|scope| {
         let source = scope.spawn(|| katamaran(&stage, Node::A, &answer));
         let path = journal(&session, "source");
         let end = Instant::now() + SOON;
-        while !fs::read_to_string(&path).is_ok_and(|text| text.contains("\"record\":\"running\"")) {
+        while !has_written(&path, "running") {
             assert!(Instant::now() < end, "the source does not believe it");
             std::thread::sleep(Duration::from_millis(1));
         }

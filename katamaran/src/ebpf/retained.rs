@@ -35,10 +35,14 @@ pub struct RetainedPacket {
 }
 
 impl RetainedPacket {
-    /// What the VM is given: the frames that it would have been on a wire. `None` for what can't be cut.
-    #[must_use]
-    pub fn into_frames(self) -> Option<Vec<Vec<u8>>> {
+    /// What the VM is given: the frames that it would have been on a wire.
+    ///
+    /// # Errors
+    /// It can't be cut.
+    pub fn into_frames(self) -> Result<Vec<Vec<u8>>, String> {
+        let length = self.frame.len();
         on_the_wire(self.frame, self.gso_size)
+            .ok_or_else(|| format!("a super-packet of {length} bytes can't be cut"))
     }
 }
 

@@ -37,6 +37,8 @@ use super::shared::wire::{SharedAnswer, SharedOffer};
 use super::storage::DriveDescription;
 use crate::control::Protocol;
 use crate::journal::Receipts;
+use crate::net::packet::VnetHeader;
+use crate::net::tapfd::TapFrame;
 
 /// The version of these messages that this build speaks.
 pub const PROTOCOL: u16 = 3;
@@ -259,6 +261,27 @@ impl Held {
 /// A frame with its virtio_net_hdr (10 bytes) in front, as read from a tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFrame(#[serde(with = "base64_bytes")] pub Vec<u8>);
+
+impl From<&TapFrame> for WireFrame {
+    fn from(read: &TapFrame) -> Self {
+        Self::new(read.vnet_header, &read.frame)
+    }
+}
+
+impl WireFrame {
+    /// A frame, and the header that goes in front of it.
+    #[must_use]
+    pub fn new(header: VnetHeader, frame: &[u8]) -> Self {
+        Self([&header.0[..], frame].concat())
+    }
+
+    /// The header and the frame; `None` where it is too short for that.
+    #[must_use]
+    pub fn split(&self) -> Option<(VnetHeader, &[u8])> {
+        let (header, frame) = self.0.split_first_chunk()?;
+        Some((VnetHeader(*header), frame))
+    }
+}
 
 /// Checksums of consecutive blocks, 16 bytes each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

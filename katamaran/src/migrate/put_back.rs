@@ -65,10 +65,7 @@ impl<R: AsyncFnOnce() -> Result<(), String>> PutBack<R> {
     }
 
     async fn retained(&mut self, packet: RetainedPacket) -> Result<u64, String> {
-        let length = packet.frame.len();
-        let frames = packet
-            .into_frames()
-            .ok_or_else(|| format!("a super-packet of {length} bytes can't be cut"))?;
+        let frames = packet.into_frames()?;
         for frame in &frames {
             self.frame(VnetHeader::default(), frame).await?;
         }

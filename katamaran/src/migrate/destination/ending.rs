@@ -54,7 +54,7 @@ impl Session<'_> {
         let frames = frames
             .iter()
             .filter(|f| !is_bait(&f.frame))
-            .map(|f| WireFrame([&f.vnet_header.0[..], &f.frame].concat()))
+            .map(WireFrame::from)
             .collect();
         (frames, more)
     }

@@ -19,7 +19,7 @@ use crate::migrate::message::{Reply, Request, WireFrame};
 use crate::migrate::put_back::{FEW, PutBack, ROUNDS};
 use crate::migrate::tap_watch::{SharedWatch, lock};
 use crate::net::NetNs;
-use crate::net::packet::{self, VNET_HEADER, VnetHeader};
+use crate::net::packet::{self, VnetHeader};
 use crate::qmp::Qmp;
 use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunState};
 
@@ -361,10 +361,10 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     /// What was recovered is older than all that was redirected.
     async fn put_kept(&mut self, kept: &Tapped) -> Result<(), String> {
-        for (_, frame) in kept.swallowed.iter().filter_map(split) {
+        for (_, frame) in kept.swallowed.iter().filter_map(WireFrame::split) {
             self.had.add(fingerprint(frame));
         }
-        for (header, frame) in kept.frames.iter().filter_map(split) {
+        for (header, frame) in kept.frames.iter().filter_map(WireFrame::split) {
             self.had.add(fingerprint(frame));
             self.put(header, frame).await?;
         }
@@ -373,7 +373,7 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     /// Returns whether the VM did not have it yet.
     async fn take_frame(&mut self, frame: &WireFrame) -> Result<bool, String> {
-        let Some((header, frame)) = split(frame) else {
+        let Some((header, frame)) = frame.split() else {
             return Ok(false);
         };
         if self.had.take(fingerprint(frame)) {
@@ -391,12 +391,9 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
     fn look_through_copies(&mut self) -> Result<(), String> {
         let hooks = self.hooks;
         for copy in from_fn(|| hooks.next_retained()) {
-            let length = copy.frame.len();
-            let packets = copy
-                .into_frames()
-                .ok_or_else(|| format!("a super-packet of {length} bytes can't be cut"))?;
             let known = |packet: Vec<u8>| (fingerprint(&packet), packet);
-            self.pending.extend(packets.into_iter().map(known));
+            self.pending
+                .extend(copy.into_frames()?.into_iter().map(known));
         }
         self.pending.retain(|(known, _)| !self.given.take(*known));
         Ok(())
@@ -432,12 +429,6 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
     }
 }
 
-/// A frame, and the virtio_net_hdr in front of it.
-fn split(WireFrame(bytes): &WireFrame) -> Option<(VnetHeader, &[u8])> {
-    let (header, frame) = bytes.split_first_chunk::<VNET_HEADER>()?;
-    Some((VnetHeader(*header), frame))
-}
-
 /// What is the same of a packet on both nodes: all behind the Ethernet header, with the checksum that it has on a wire.
 fn fingerprint(frame: &[u8]) -> u64 {
     let mut frame = frame.to_vec();
@@ -448,11 +439,13 @@ fn fingerprint(frame: &[u8]) -> u64 {
 }
 
 /// Whom a frame with its virtio_net_hdr in front is for.
-fn ip_destination(WireFrame(bytes): &WireFrame) -> Option<IpAddr> {
-    packet::ip_destination(bytes.get(VNET_HEADER..)?)
+fn ip_destination(frame: &WireFrame) -> Option<IpAddr> {
+    packet::ip_destination(frame.split()?.1)
 }
 
 /// How many packets on the wire a frame with its virtio_net_hdr in front is.
 fn wire_packets(frame: &WireFrame) -> u64 {
-    split(frame).map_or(0, |(header, frame)| header.wire_segments(frame.len()))
+    frame
+        .split()
+        .map_or(0, |(header, frame)| header.wire_segments(frame.len()))
 }

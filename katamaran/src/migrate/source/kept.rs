@@ -46,7 +46,7 @@ impl Kept {
         };
         let mut unread = Vec::new();
         let read = tapped.queues.read_into(&mut unread, FRAMES_MAX);
-        tapped.frames.extend(unread.iter().map(wire_frame));
+        tapped.frames.extend(unread.iter().map(WireFrame::from));
         read.doing("read what QEMU left in the tap")?;
         Ok(unread)
     }
@@ -61,9 +61,4 @@ impl Kept {
     pub(crate) fn take(&self) -> Option<Tapped> {
         lock(&self.0).take()
     }
-}
-
-/// With its virtio_net_hdr in front.
-pub(super) fn wire_frame(frame: &TapFrame) -> WireFrame {
-    WireFrame([&frame.vnet_header.0[..], &frame.frame].concat())
 }

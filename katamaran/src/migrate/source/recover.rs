@@ -10,7 +10,7 @@ use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request, WireFrame};
 use crate::migrate::tap_watch::lock;
 use crate::net::NetError;
-use crate::net::packet::{FrameInjector, VNET_HEADER, VnetHeader};
+use crate::net::packet::{FrameInjector, VnetHeader};
 use crate::net::tapfd::{TapFrame, TapQueues};
 use crate::qmp::Event;
 use crate::wall_clock::now_us;
@@ -19,7 +19,6 @@ use super::Run;
 use super::arm::Armed;
 use super::cutover::{Moments, balance, ms_since, write_us};
 use super::hooks::Hooks;
-use super::kept::wire_frame;
 use super::peer::Peer;
 use super::precopy::observe_tap;
 
@@ -148,7 +147,8 @@ impl<'a> Recovery<'a> {
 
     async fn deliver_from_ring(&mut self, frames: &[TapFrame]) -> Result<(), MigrateError> {
         self.run.recovered.from_source_tap += frames.len() as u64;
-        self.deliver(frames.iter().map(wire_frame).collect()).await
+        self.deliver(frames.iter().map(WireFrame::from).collect())
+            .await
     }
 
     async fn deliver(&mut self, frames: Vec<WireFrame>) -> Result<(), MigrateError> {
@@ -202,7 +202,7 @@ fn swallowed_frame(hooks: &Hooks, unread: &[TapFrame], stop: &Event) -> Option<W
         }
     };
     copy.is_whole()
-        .then(|| WireFrame([&VnetHeader::default().0[..], &copy.bytes].concat()))
+        .then(|| WireFrame::new(VnetHeader::default(), &copy.bytes))
 }
 
 /// A copy has its checksum filled in; a frame in the ring may leave that to the guest.
@@ -259,11 +259,8 @@ pub(crate) fn batches(frames: Vec<WireFrame>) -> Vec<Vec<WireFrame>> {
 
 /// Puts frames, each with its virtio_net_hdr in front, into a tap.
 pub(crate) fn inject(injector: &mut FrameInjector, frames: &[WireFrame]) -> Result<(), NetError> {
-    for WireFrame(bytes) in frames {
-        let Some((header, frame)) = bytes.split_first_chunk::<VNET_HEADER>() else {
-            continue;
-        };
-        injector.inject(VnetHeader(*header), frame)?;
+    for (header, frame) in frames.iter().filter_map(WireFrame::split) {
+        injector.inject(header, frame)?;
     }
     Ok(())
 }
