@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OnceCell;
+
 use crate::deadline;
 use crate::ebpf::settle;
 use crate::frame::{complete_checksum, on_the_wire};
@@ -53,6 +55,8 @@ pub(crate) struct GiveBack {
     told: ReturnedCell,
     kept: Kept,
     diary: Diary,
+    /// What went wrong when QEMU was asked to let go of the migration.
+    let_go: OnceCell<Vec<String>>,
 }
 
 impl GiveBack {
@@ -77,27 +81,30 @@ impl GiveBack {
             told,
             kept,
             diary,
+            let_go: OnceCell::new(),
         }
     }
 
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
         problems.extend(self.empty_tap().err());
-        // QEMU answers nothing while it waits for a destination's drive that is gone.
-        if let Some(drives) = self.drives.clone() {
-            problems.extend(drives.remove().await.err());
-        }
-        if let Err(error) = self.qmp.execute(MigrateCancel).await {
-            problems.push(chain(&error));
-        }
-        match tokio::time::timeout(deadline::PUT_BACK, self.take_all_back()).await {
-            Ok(more) => problems.extend(more),
-            Err(_) => {
-                problems.push("the VM's packets could not all be put back in time".into());
-                let unflipped = self.hooks.as_ref().map(Hooks::unflip);
-                problems.extend(unflipped.and_then(Result::err).map(|error| chain(&error)));
+        // Beside each other: packets get back into the tap of a QEMU that does not answer, too.
+        let taking = tokio::time::timeout(deadline::PUT_BACK, self.take_all_back());
+        let taken = async {
+            match taking.await {
+                Ok(problems) => problems,
+                Err(_) => {
+                    let mut problems =
+                        vec!["the VM's packets could not all be put back in time".to_owned()];
+                    let unflipped = self.hooks.as_ref().map(Hooks::unflip);
+                    problems.extend(unflipped.and_then(Result::err).map(|error| chain(&error)));
+                    problems
+                }
             }
-        }
+        };
+        let (let_go, taken) = tokio::join!(self.let_go(), taken);
+        problems.extend_from_slice(let_go);
+        problems.extend(taken);
         match self.resume().await {
             Ok(()) => self.diary.mention(&Record::Resumed),
             Err(error) => problems.push(error),
@@ -107,6 +114,22 @@ impl GiveBack {
         } else {
             Err(problems.join("; "))
         }
+    }
+
+    /// QEMU gives the migration up, and its drives; once.
+    async fn let_go(&self) -> &[String] {
+        let ask = async || {
+            let mut problems = Vec::new();
+            // QEMU answers nothing while it waits for a destination's drive that is gone.
+            if let Some(drives) = self.drives.clone() {
+                problems.extend(drives.remove().await.err());
+            }
+            if let Err(error) = self.qmp.execute(MigrateCancel).await {
+                problems.push(chain(&error));
+            }
+            problems
+        };
+        self.let_go.get_or_init(ask).await
     }
 
     /// What was recovered is older than what has come into the tap since: that is read as well, before the VM can, and what comes
@@ -267,6 +290,7 @@ impl GiveBack {
 
     /// `migrate_cancel` lets a VM run again that QEMU itself stopped, but not one that we stopped.
     async fn resume(&self) -> Result<(), String> {
+        self.let_go().await;
         let end = Instant::now() + deadline::QMP_RUN_STATE;
         loop {
             let migration = self
@@ -416,9 +440,10 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     /// The last so many.
     async fn put_pending(&mut self, last: usize) -> Result<u64, String> {
-        let pending = std::mem::take(&mut self.pending);
+        let older = self.pending.len().saturating_sub(last);
+        let pending = self.pending.split_off(older);
         let mut put = 0;
-        for (known, packet) in pending.iter().skip(pending.len().saturating_sub(last)) {
+        for (known, packet) in &pending {
             self.put(VnetHeader::default(), packet).await?;
             self.had.add(*known);
             put += 1;
