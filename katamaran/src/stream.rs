@@ -1,6 +1,8 @@
 //! Byte streams whose kind does not matter: TCP, unix sockets, TLS over either, in-memory pipes.
 
 use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -26,4 +28,14 @@ pub fn into_tcp(stream: BoxStream) -> Result<TcpStream, BoxStream> {
     Ok(*stream
         .downcast()
         .expect("it was just found to be a TCP connection"))
+}
+
+/// Another descriptor of the TCP connection that `stream` is; `None` if it is anything else.
+///
+/// # Errors
+/// This process has too many descriptors.
+pub fn tcp_socket(stream: &BoxStream) -> io::Result<Option<OwnedFd>> {
+    let kind: &dyn Any = &**stream;
+    let tcp = kind.downcast_ref::<TcpStream>();
+    tcp.map(|tcp| tcp.as_fd().try_clone_to_owned()).transpose()
 }

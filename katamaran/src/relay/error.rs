@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::deadline;
+
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -93,4 +95,11 @@ pub enum RelayError {
     /// The other node's kernel does not answer on this stream any more.
     #[error("nothing that was sent on stream {stream} was acknowledged for {} s", .within.as_secs())]
     Silent { stream: u32, within: Duration },
+}
+
+impl RelayError {
+    pub(super) fn silent(stream: u32) -> Self {
+        let within = deadline::STREAM_SILENCE;
+        Self::Silent { stream, within }
+    }
 }

@@ -14,10 +14,9 @@ use tokio::net::TcpStream;
 
 use super::connector::{Connector, connect};
 use super::error::RelayError;
-use super::silence::Silence;
+use super::silence::silent;
 use super::status::RelayStatus;
 use super::tasks::Tasks;
-use crate::deadline;
 use crate::stream::into_tcp;
 
 /// Connections for QEMU. Nobody but who is handed one can get at it: there is no socket to connect to.
@@ -67,10 +66,7 @@ impl HandedStreams {
             let _open = open;
             tokio::select! {
                 () = held.closed() => tracing::debug!(stream, "a stream that QEMU was handed is over"),
-                () = held.silent() => {
-                    let within = deadline::STREAM_SILENCE;
-                    status.fail(RelayError::Silent { stream, within });
-                }
+                () = silent(&held.0) => status.fail(RelayError::silent(stream)),
             }
         });
         Ok(socket.into())
@@ -109,19 +105,6 @@ impl Held {
             }
             let forget = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
             drop(self.0.try_io(Interest::READABLE, forget));
-        }
-    }
-
-    /// Waits until the path has been silent for [`deadline::STREAM_SILENCE`].
-    async fn silent(&self) {
-        let mut silent = Silence::default();
-        loop {
-            match silent.look(&self.0) {
-                Ok(span) if span >= deadline::STREAM_SILENCE => return,
-                Ok(_) => tokio::time::sleep(deadline::STREAM_LOOK).await,
-                // A socket that can't be asked is judged by its end alone.
-                Err(_) => std::future::pending().await,
-            }
         }
     }
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 
+use crate::deadline;
+
 /// The beginning of `struct tcp_info` (include/uapi/linux/tcp.h); the kernel fills in as much as is asked for.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,9 +54,25 @@ impl TcpInfo {
 /// One packet may be lost twice in a row.
 const ASKED_AGAIN: u8 = 3;
 
+/// Waits until the path has been silent for [`deadline::STREAM_SILENCE`].
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(super) async fn silent(socket: &impl AsFd) {
+    let mut silence = Silence::default();
+    loop {
+        match silence.look(socket) {
+            Ok(span) if span >= deadline::STREAM_SILENCE => return,
+            Ok(_) => tokio::time::sleep(deadline::STREAM_LOOK).await,
+            // A socket that can't be asked is judged by its end alone.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
 /// Watches one connection.
 #[derive(Debug, Default)]
-pub(super) struct Silence {
+struct Silence {
     /// When the peer was first seen not to answer.
     since: Option<Instant>,
 }
@@ -65,7 +83,7 @@ impl Silence {
     ///
     /// # Errors
     /// It is no TCP socket.
-    pub(super) fn look(&mut self, socket: &impl AsFd) -> Result<Duration, Errno> {
+    fn look(&mut self, socket: &impl AsFd) -> Result<Duration, Errno> {
         let info = TcpInfo::of(socket)?;
         if info.retransmits.max(info.probes) < ASKED_AGAIN {
             self.since = None;
@@ -74,5 +92,71 @@ impl Silence {
         let seen = self.since.get_or_insert_with(Instant::now).elapsed();
         // Between two looks it may have answered once; before the first, all may have been quiet for hours.
         Ok(seen.min(Duration::from_millis(info.last_ack_received.into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+    use super::super::{Governor, RelayError, SourceRelay, connector};
+    use super::*;
+    use crate::stream::BoxStream;
+
+    /// Has the kernel drop whatever comes to `socket`: no segment is acknowledged any more.
+    fn hears_nothing(socket: &TcpStream) {
+        const RETURN: u16 = 0x06; // BPF_RET | BPF_K: so many bytes of it are let through.
+        let mut none = [libc::sock_filter {
+            code: RETURN,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        let program = libc::sock_fprog {
+            len: 1,
+            filter: none.as_mut_ptr(),
+        };
+        // SAFETY: The program is as long as it says, and the kernel copies it.
+        let attached = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                libc::socklen_t::try_from(size_of_val(&program)).unwrap(),
+            )
+        };
+        Errno::result(attached).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_path_goes_silent_fails_though_nobody_cuts_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = port.local_addr().unwrap();
+        let dial = connector(move |_| async move {
+            Ok(Box::new(TcpStream::connect(address).await?) as BoxStream)
+        });
+        let relay = SourceRelay::start(
+            &directory.path().join("s"),
+            "ram.sock",
+            dial,
+            Governor::default(),
+        )
+        .unwrap();
+        let mut qemu = UnixStream::connect(relay.path()).await.unwrap();
+        let (far, _) = port.accept().await.unwrap();
+        hears_nothing(&far);
+        qemu.write_all(&[0; 1000]).await.unwrap();
+
+        let limit = deadline::STREAM_SILENCE * 6;
+        let error = tokio::time::timeout(limit, relay.status().failed()).await;
+        let error = error.expect("it is noticed");
+        assert!(
+            matches!(error, RelayError::Silent { stream: 0, .. }),
+            "{error}"
+        );
+        relay.shutdown().await;
     }
 }

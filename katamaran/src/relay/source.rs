@@ -4,15 +4,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use super::connector::{Connector, connect};
 use super::error::RelayError;
 use super::governor::Governor;
 use super::pump;
+use super::silence::silent;
 use super::socket::PrivateSocket;
 use super::status::RelayStatus;
 use super::tasks::Tasks;
+use crate::stream::{BoxStream, tcp_socket};
 
 /// Relays the streams that the source's QEMU opens.
 #[must_use = "a relay ends when it is dropped"]
@@ -130,10 +133,34 @@ async fn serve(
         let (governor, status) = (governor.clone(), status.clone());
         streams.spawn(async move {
             let _open = open;
-            if let Err(error) = pump::join(stream, near, far, &governor, &status).await {
+            if let Err(error) = carry(stream, near, far, &governor, &status).await {
                 status.fail(error);
             }
         });
     }
     while streams.join_next().await.is_some() {}
+}
+
+/// Until both directions have ended, or the path has been silent for too long: QEMU would wait, and the VM with it.
+async fn carry(
+    stream: u32,
+    near: UnixStream,
+    far: BoxStream,
+    governor: &Governor,
+    status: &RelayStatus,
+) -> Result<(), RelayError> {
+    let watched = tcp_socket(&far).map_err(|source| RelayError::Connect {
+        stream,
+        source: Arc::new(source),
+    })?;
+    let silent = async {
+        match &watched {
+            Some(socket) => silent(socket).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        joined = pump::join(stream, near, far, governor, status) => joined,
+        () = silent => Err(RelayError::silent(stream)),
+    }
 }

@@ -55,7 +55,7 @@ fn is_in_cross_section(case: FaultCase) -> bool {
         QemuVersion::StandIn => match moment {
             Moment::CommitSent => !fault.is_gentle() || fault == Fault::SourceInterrupted,
             Moment::CommitReceived => !fault.is_gentle() || fault == Fault::DestinationTerminated,
-            _ => place(fault) == moments.map(|at| (at * 4) % 11),
+            _ => fault == Fault::PathSilent || place(fault) == moments.map(|at| (at * 4) % 11),
         },
         QemuVersion::V7_2 | QemuVersion::V10_0 => {
             let odd = qemu == QemuVersion::V7_2;

@@ -214,6 +214,7 @@ fn own_words(case: FaultCase) -> &'static [&'static str] {
         Fault::WritesFailOnB => &["drive-virtio-disk", "destination", "Input/output error"],
         // The reason comes with the end of the job, which QEMU 7.2 puts off while the guest writes on.
         Fault::ReadsFailOnA => &["drive-virtio-disk", "could not be read on the source"],
+        Fault::PathSilent if !case.has_disks() => &["RAM relay", "acknowledged"],
         // RAM is on its way by then, and goes silent as well: either may be noticed first.
         Fault::PathSilent if late => &[],
         // The mirrors may have ended well by then: what fails is to close the exports, or QEMU's last flush.

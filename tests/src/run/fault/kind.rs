@@ -39,7 +39,7 @@ pub enum Fault {
     ReadsFailOnA,
     /// B's QEMU stops to serve its disks.
     ExportStopped,
-    /// What carries the mirrors goes silent, and the session between the nodes does not.
+    /// What carries the mirrors and RAM goes silent, and the session between the nodes does not.
     PathSilent,
     /// katamaran on A stands still for some time (SIGSTOP, a host that stalls), and goes on then.
     SourceFrozen,
@@ -76,7 +76,7 @@ impl Fault {
         Self::DestinationQemuFrozen,
     ];
 
-    /// Whether it is about disks alone.
+    /// Whether it is about disks.
     #[must_use]
     pub fn is_of_disks(self) -> bool {
         matches!(

@@ -53,9 +53,12 @@ impl FaultCase {
     fn is_possible(self) -> bool {
         let mirrored =
             self.moment.is_of_disks() || matches!(self.moment, Moment::Copy | Moment::Stopped);
+        let of_disks = self.fault.is_of_disks();
         match self.has_disks() {
-            false => !self.fault.is_of_disks() && !self.moment.is_of_disks(),
-            true => !self.fault.is_of_disks() || mirrored,
+            // RAM has a path as well.
+            false if of_disks => self.fault == Fault::PathSilent && self.moment == Moment::Stopped,
+            false => !self.moment.is_of_disks(),
+            true => !of_disks || mirrored,
         }
     }
 

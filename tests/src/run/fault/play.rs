@@ -68,7 +68,7 @@ pub struct FaultRun {
 /// When the stage can't be set, the moment does not come, or a side hangs. How it ends otherwise is a result.
 pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
     let mut stage = Stage::set(case.stage())?;
-    if case.has_disks() && case.moment == Moment::Stopped {
+    if (case.has_disks() || case.fault.is_of_disks()) && case.moment == Moment::Stopped {
         stage.lab.slow_path_to_b(CONTROL_PORT, SLOW_PATH)?;
     }
     let before = Snapshot::take(Scope::NamespacesOnly, stage.nodes())?;
