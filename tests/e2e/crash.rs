@@ -382,6 +382,7 @@ fn packets_find_a_vm_whose_session_an_operator_settles_while_the_network_sends_t
         let (exit, told) = source.join().unwrap();
         assert_eq!(exit, Some(0), "{told}");
         assert!(told.contains("wait until the network sends"), "{told}");
+        assert!(told.contains("77 s at most"), "{told}");
     });
     let apply = ["cleanup", "--apply", "--session", &session];
     let (exit, told) = katamaran(&stage, Node::B, &apply);
@@ -399,6 +400,7 @@ fn killed_at_commit() -> (Stage, String) {
         let mut stage = stage();
         let options = MigrationOptions {
             converge_after: Duration::from_secs(3600),
+            source_args: vec!["--cni-convergence-delay".to_owned(), "77".to_owned()],
             ..MigrationOptions::default()
         };
         let mut migration = Migration::begin(&mut stage, &options).unwrap();

@@ -42,6 +42,9 @@ pub struct Header {
     pub ends_qemu: bool,
     /// Absent when the other node has never heard of receipts.
     pub receipts: Option<Receipts>,
+    /// How long to wait, in seconds, for the network to send the VM's packets to the destination (`--cni-convergence-delay`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convergence_s: Option<u64>,
 }
 
 /// A tap, as long as it exists.

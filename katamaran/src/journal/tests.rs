@@ -24,6 +24,7 @@ fn header(role: Role) -> Header {
         netns: 4,
         ends_qemu: true,
         receipts: Some(Receipts::random()),
+        convergence_s: Some(30),
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) struct Beginning<'a> {
     /// The source's QEMU is ended when the VM runs on the destination.
     pub(crate) ends_qemu: bool,
     pub(crate) receipts: Option<Receipts>,
+    pub(crate) convergence_s: Option<u64>,
 }
 
 /// The journal, or none yet. Clones are the same one.
@@ -54,6 +55,7 @@ impl Diary {
             netns: node.netns.inode(),
             ends_qemu: beginning.ends_qemu,
             receipts: beginning.receipts,
+            convergence_s: beginning.convergence_s,
         };
         journal::prune(Path::new(DIRECTORY));
         Ok(Self(Some(Journal::create(Path::new(DIRECTORY), header)?)))
@@ -78,6 +80,7 @@ impl Diary {
             vm: vm.addresses.clone(),
             ends_qemu: false,
             receipts: vm.receipts.clone(),
+            convergence_s: vm.convergence_s,
         };
         Self::begin(node, beginning)
     }

@@ -159,6 +159,9 @@ pub struct VmDescription {
     /// What the destination can prove later; absent from nodes that keep no journal, and from a look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipts: Option<Receipts>,
+    /// `--cni-convergence-delay`, for whoever cleans up after a dead session; absent from a look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convergence_s: Option<u64>,
 }
 
 /// How the VM's drives get to the destination.

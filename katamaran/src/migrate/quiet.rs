@@ -7,7 +7,7 @@ const POLL: Duration = Duration::from_millis(20);
 const TELL: Duration = Duration::from_secs(5);
 
 /// Waits until a count has stood still for `quiet`; `tell` is called now and then while it does not. Returns whether that was before
-/// `limit`.
+/// `limit`; where that is shorter, whether it has stood still all the time.
 pub(crate) async fn until_quiet(
     quiet: Duration,
     limit: Duration,
@@ -27,7 +27,7 @@ pub(crate) async fn until_quiet(
             return true;
         }
         if began.elapsed() >= limit {
-            return false;
+            return last.1 == began;
         }
         if told.elapsed() >= TELL {
             told = Instant::now();
@@ -48,6 +48,18 @@ mod tests {
         let quiet = Duration::from_millis(300);
         assert!(until_quiet(quiet, Duration::from_secs(60), arrived, |_| ()).await);
         assert_eq!(arrived(), Some(10));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_want_to_wait_is_told_of_what_came_and_of_nothing_else() {
+        let (quiet, limit) = (Duration::from_secs(60), Duration::ZERO);
+        assert!(until_quiet(quiet, limit, || Some(7), |_| ()).await);
+        let mut count = 0;
+        let arrived = || {
+            count += 1;
+            Some(count)
+        };
+        assert!(!until_quiet(quiet, limit, arrived, |_| ()).await);
     }
 
     #[tokio::test]

@@ -48,7 +48,7 @@ impl Context<'_> {
             }
             Deed::CancelMigration => self.cancel_migration().await,
             Deed::ReturnPackets => self.return_packets().await,
-            Deed::AwaitQuiet => self.await_quiet().await,
+            Deed::AwaitQuiet { limit } => self.await_quiet(*limit).await,
             Deed::RemovePrograms => self.remove_programs().await,
             Deed::ResumeVm => self.resume().await,
             Deed::RestoreQemu => self.restore_qemu().await,
@@ -214,7 +214,7 @@ impl Context<'_> {
     }
 
     /// As a living session does it: in the end the programs go, and it is told what that means.
-    async fn await_quiet(&self) -> Result<(), String> {
+    async fn await_quiet(&self, limit: Duration) -> Result<(), String> {
         let Some(hooks) = self.armed_hooks()? else {
             return Ok(());
         };
@@ -224,7 +224,6 @@ impl Context<'_> {
             Role::Destination => (Counter::Tunnelled, "still come through the tunnel"),
         };
         let arrived = || Some(hooks.count(counter).ok()?.packets);
-        let limit = deadline::CONVERGENCE;
         let tell = |_| {
             tracing::warn!(
                 %session,

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::deadline;
 use crate::journal::{Record, Standing, Story};
 use crate::qmp::command::{MigrationStatus, RunState};
 use crate::role::Role;
@@ -50,7 +52,7 @@ pub(super) enum Deed {
     RemoveMirrors,
     CancelMigration,
     ReturnPackets,
-    AwaitQuiet,
+    AwaitQuiet { limit: Duration },
     RemovePrograms,
     ResumeVm,
     RestoreQemu,
@@ -71,8 +73,10 @@ impl fmt::Display for Deed {
             Self::ReturnPackets => {
                 f.write_str("put the packets into the VM's tap that were redirected")
             }
-            Self::AwaitQuiet => f.write_str(
-                "wait until the network sends the VM's packets to the destination by itself",
+            Self::AwaitQuiet { limit } => write!(
+                f,
+                "wait until the network sends the VM's packets to the destination by itself, {} s at most",
+                limit.as_secs()
             ),
             Self::RemovePrograms => f.write_str("take the programs off, and with them a redirect"),
             Self::ResumeVm => f.write_str("let the VM run here again"),
@@ -110,7 +114,7 @@ fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
             story.standing(),
             Standing::CommitSent | Standing::CommitReceived | Standing::Running
         );
-        return Ok(end_of_way(facts, given_away).collect());
+        return Ok(end_of_way(story, facts, given_away).collect());
     };
     match story.standing() {
         Standing::CommitSent | Standing::CommitReceived => Err(format!(
@@ -124,7 +128,7 @@ fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
         ),
         Standing::Running => {
             let end = story.header.ends_qemu.then_some(Deed::EndQemu);
-            Ok(end_of_way(facts, true).chain(end).collect())
+            Ok(end_of_way(story, facts, true).chain(end).collect())
         }
         Standing::BeforeCommit | Standing::Discarded => Ok(back_to_source(story, facts, qemu)),
     }
@@ -132,9 +136,11 @@ fn of_source(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
 
 /// The programs, and with them the way that packets take to the destination. Where the VM runs there, not before the network has found
 /// another.
-fn end_of_way(facts: &Facts, in_use: bool) -> impl Iterator<Item = Deed> {
+fn end_of_way(story: &Story, facts: &Facts, in_use: bool) -> impl Iterator<Item = Deed> {
+    let wanted = story.header.convergence_s.map(Duration::from_secs);
+    let limit = wanted.unwrap_or(deadline::CONVERGENCE);
     let deeds = [
-        in_use.then_some(Deed::AwaitQuiet),
+        in_use.then_some(Deed::AwaitQuiet { limit }),
         Some(Deed::RemovePrograms),
     ];
     let there = facts.programs;
@@ -191,7 +197,7 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
         )),
         (Standing::Running | Standing::CommitReceived | Standing::CommitSent, _) => {
             let open = facts.plug.then_some(Deed::OpenPlug);
-            Ok(open.into_iter().chain(end_of_way(facts, runs)).collect())
+            Ok(open.into_iter().chain(end_of_way(story, facts, runs)).collect())
         }
         (Standing::BeforeCommit | Standing::Discarded, _) => {
             let listened = story.has(&Record::Listening);
@@ -205,7 +211,7 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
             Ok(end
                 .into_iter()
                 .chain(exports.map(|_| Deed::RemoveExports))
-                .chain(end_of_way(facts, false))
+                .chain(end_of_way(story, facts, false))
                 .chain(facts.plug.then_some(Deed::RemovePlug))
                 .chain(ring.map(|to| Deed::ShortenRing { to }))
                 .collect())

@@ -30,6 +30,7 @@ pub(super) fn story(role: Role, records: &[Record]) -> Story {
                 discarded: "d".to_owned(),
                 runs: "r".to_owned(),
             }),
+            convergence_s: None,
         },
         since_us: 0,
         records: records.to_vec(),

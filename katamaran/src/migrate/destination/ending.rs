@@ -19,6 +19,7 @@ use super::stage::Stage;
 const RETURN_BATCH: usize = 256;
 /// Without a source to tell us, packets through the tunnel count as over after this long.
 const ORPHAN_QUIET: Duration = Duration::from_secs(5);
+/// The least that is waited for that.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a session ended.
@@ -208,6 +209,8 @@ impl Session<'_> {
             return;
         };
         let arrived = || delivery.arrived_through_tunnel();
-        until_quiet(ORPHAN_QUIET, ORPHAN_LIMIT, arrived, |_| ()).await;
+        let convergence = self.vm.as_ref().and_then(|vm| vm.convergence_s);
+        let limit = convergence.map_or(ORPHAN_LIMIT, |s| ORPHAN_LIMIT.max(Duration::from_secs(s)));
+        until_quiet(ORPHAN_QUIET, limit, arrived, |_| ()).await;
     }
 }

@@ -47,6 +47,8 @@ pub(crate) async fn cause_of(
     let may_be_a_symptom = match &symptom {
         MigrateError::Relay { .. } | MigrateError::MigrationEnded { .. } => true,
         MigrateError::Storage(error) => error.may_be_a_symptom(),
+        // It answers nothing while it waits for a destination's drive that is gone.
+        MigrateError::Qmp { source, .. } => source.is_timeout(),
         _ => false,
     };
     if !may_be_a_symptom {

@@ -234,13 +234,11 @@ async fn converge(
                 relay,
             });
         }
-        let info = armed
-            .prepared
-            .node
-            .qmp
-            .execute(QueryMigrate)
-            .await
-            .doing("ask how far the RAM copy is")?;
+        let asked = armed.prepared.node.qmp.execute(QueryMigrate).await;
+        let info = match asked.doing("ask how far the RAM copy is") {
+            Ok(info) => info,
+            Err(error) => return Err(cause_of(&mut armed.prepared.notices, error).await),
+        };
         observe_tap(&armed);
         if let Err(mut error) = check_status(&info) {
             // A stream that was not carried on ends QEMU's migration: that is the reason.

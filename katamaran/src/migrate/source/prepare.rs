@@ -106,6 +106,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         vm: config.vm_ips.clone(),
         ends_qemu: config.source_vm == SourceVm::Quit,
         receipts: Some(receipts.clone()),
+        convergence_s: Some(config.linger_limit.as_secs()),
     };
     run.diary = Diary::begin(&node, beginning)?;
     run.progress.keep(run.diary.clone());
@@ -126,6 +127,7 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     )
     .await;
     vm.receipts = Some(receipts);
+    vm.convergence_s = Some(config.linger_limit.as_secs());
     let theirs = ask_prepare(&peer, vm).await?;
     if run.config.common.shared_storage {
         run.shared = attach_source(&run.config, run.session, &node, &peer, &mut run.undo).await?;
@@ -335,6 +337,7 @@ pub(crate) async fn describe_vm(
         },
         drives: drives.iter().map(|d| d.description.clone()).collect(),
         receipts: None,
+        convergence_s: None,
     }
 }
 

@@ -1,5 +1,6 @@
 use super::super::testing::story;
 use super::*;
+use crate::journal::Header;
 use crate::role::Role;
 
 /// Everything that can be left, behind a VM in this state.
@@ -185,7 +186,25 @@ fn a_source_without_its_qemu_has_nothing_that_could_run() {
         ..all_of_it(RunState::Running)
     };
     let deeds = decide(&sent, &gone).unwrap();
-    assert_eq!(deeds[..2], [Deed::AwaitQuiet, Deed::RemovePrograms]);
+    assert_eq!(
+        deeds[..2],
+        [
+            Deed::AwaitQuiet {
+                limit: deadline::CONVERGENCE
+            },
+            Deed::RemovePrograms
+        ]
+    );
+    let patient = Story {
+        header: Header {
+            convergence_s: Some(77),
+            ..sent.header.clone()
+        },
+        ..sent.clone()
+    };
+    let limit = Duration::from_secs(77);
+    let deeds = decide(&patient, &gone).unwrap();
+    assert_eq!(deeds[0], Deed::AwaitQuiet { limit });
     let there = decide(&sent, &all_of_it(RunState::Postmigrate)).unwrap_err();
     assert!(there.contains("katamaran resolve"), "{there}");
 }
@@ -222,7 +241,8 @@ fn a_way_that_packets_take_to_the_vm_goes_only_when_the_network_has_another() {
                         deeds.contains(&Deed::OpenPlug) && status == RunState::Running
                     }
                 };
-                let awaited = at(&Deed::AwaitQuiet);
+                let limit = deadline::CONVERGENCE;
+                let awaited = at(&Deed::AwaitQuiet { limit });
                 assert_eq!(awaited.is_some(), there, "{story:?} {deeds:?}");
                 let removed = at(&Deed::RemovePrograms).unwrap();
                 assert!(awaited.is_none_or(|at| at + 1 == removed), "{deeds:?}");
