@@ -1,7 +1,5 @@
 //! A migration that does not commit: what the destination holds of the VM's packets is taken back, and the VM goes on.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::iter::from_fn;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +10,6 @@ use tokio::sync::OnceCell;
 
 use crate::deadline;
 use crate::ebpf::settle;
-use crate::frame::{complete_checksum, on_the_wire};
 use crate::journal::Record;
 use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
@@ -28,13 +25,12 @@ use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunSta
 use super::arm::Armed;
 use super::hooks::Hooks;
 use super::kept::{Kept, Tapped};
+use super::known::{Known, fingerprint, packets};
 use super::peer::Peer;
 use super::storage::{Mirror, Residue};
 
 /// Between two looks at what is still on its way.
 const POLL: Duration = Duration::from_millis(1);
-/// Length of an Ethernet header.
-const ETHERNET: usize = 14;
 
 /// Where the account of an abort is left for the report.
 pub(crate) type ReturnedCell = Arc<OnceLock<Returned>>;
@@ -276,8 +272,9 @@ impl GiveBack {
             };
             for frame in &frames {
                 let ours = ip_destination(frame).is_some_and(|ip| self.vm_ips.contains(&ip));
-                if taking.take_frame(frame).await? && ours {
-                    taking.returned.returned += wire_packets(frame);
+                let taken = taking.take_frame(frame).await?;
+                if ours {
+                    taking.returned.returned += taken;
                 }
             }
             taken += frames.len() as u64;
@@ -341,28 +338,6 @@ struct Taking<'a, R> {
     pending: Vec<(u64, Vec<u8>)>,
 }
 
-/// Packets, as often as they came.
-#[derive(Debug, Default)]
-struct Known(HashMap<u64, u32>);
-
-impl Known {
-    fn add(&mut self, fingerprint: u64) {
-        *self.0.entry(fingerprint).or_default() += 1;
-    }
-
-    /// Whether it is one of them; then there is one less.
-    fn take(&mut self, fingerprint: u64) -> bool {
-        let count = self.0.get_mut(&fingerprint);
-        count.is_some_and(|count| match *count {
-            0 => false,
-            _ => {
-                *count -= 1;
-                true
-            }
-        })
-    }
-}
-
 impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
     fn redirected(&self) -> u64 {
         self.hooks.counters().map_or(0, |c| c.s3.packets)
@@ -385,30 +360,35 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     /// What was recovered is older than all that was redirected.
     async fn put_kept(&mut self, kept: &Tapped) -> Result<(), String> {
-        for (_, frame) in kept.swallowed.iter().filter_map(WireFrame::split) {
-            self.had.add(fingerprint(frame));
+        for (header, frame) in kept.swallowed.iter().filter_map(WireFrame::split) {
+            self.had.add_all(header, frame);
         }
         for (header, frame) in kept.frames.iter().filter_map(WireFrame::split) {
-            self.had.add(fingerprint(frame));
+            self.had.add_all(header, frame);
             self.put(header, frame).await?;
         }
         Ok(())
     }
 
-    /// Returns whether the VM did not have it yet.
-    async fn take_frame(&mut self, frame: &WireFrame) -> Result<bool, String> {
+    /// Returns how many of its packets the VM did not have yet.
+    async fn take_frame(&mut self, frame: &WireFrame) -> Result<u64, String> {
         let Some((header, frame)) = frame.split() else {
-            return Ok(false);
+            return Ok(0);
         };
-        if self.had.take(fingerprint(frame)) {
-            return Ok(false);
+        let packets = packets(header, frame);
+        let all = packets.len();
+        let fresh = self.had.without(packets);
+        for packet in &fresh {
+            self.given.add(fingerprint(packet));
         }
-        let cut = on_the_wire(frame.to_vec(), header.segment_size());
-        for packet in cut.unwrap_or_default() {
-            self.given.add(fingerprint(&packet));
+        if fresh.len() == all {
+            self.put(header, frame).await?;
+            return Ok(header.wire_segments(frame.len()));
         }
-        self.put(header, frame).await?;
-        Ok(true)
+        for packet in &fresh {
+            self.put(VnetHeader::default(), packet).await?;
+        }
+        Ok(fresh.len() as u64)
     }
 
     /// Looks which copies are of packets that the destination has not given back.
@@ -454,23 +434,7 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
     }
 }
 
-/// What is the same of a packet on both nodes: all behind the Ethernet header, with the checksum that it has on a wire.
-fn fingerprint(frame: &[u8]) -> u64 {
-    let mut frame = frame.to_vec();
-    complete_checksum(&mut frame);
-    let mut hasher = DefaultHasher::new();
-    frame.get(ETHERNET..).hash(&mut hasher);
-    hasher.finish()
-}
-
 /// Whom a frame with its virtio_net_hdr in front is for.
 fn ip_destination(frame: &WireFrame) -> Option<IpAddr> {
     packet::ip_destination(frame.split()?.1)
-}
-
-/// How many packets on the wire a frame with its virtio_net_hdr in front is.
-fn wire_packets(frame: &WireFrame) -> u64 {
-    frame
-        .split()
-        .map_or(0, |(header, frame)| header.wire_segments(frame.len()))
 }

@@ -17,6 +17,7 @@ pub(super) mod finish;
 mod give_back;
 mod hooks;
 mod kept;
+mod known;
 pub(crate) mod peer;
 mod precopy;
 pub(crate) mod prepare;
