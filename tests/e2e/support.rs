@@ -39,16 +39,7 @@ pub(crate) fn number(report: &Value, pointer: &str) -> f64 {
 
 /// Everything that is known about a run, for a failed assertion.
 pub(crate) fn all(run: &MigrationRun) -> String {
-    let told =
-        |name: &str, side: &SideResult| format!("--- {name}\n{}{}", side.stdout, side.stderr);
-    format!(
-        "{}\nleaks: {:#?}\nsilence: {:?}\n{}\n{}",
-        run.summary(),
-        run.leaks,
-        run.silence,
-        told("source", side(&run.source)),
-        told("dest", side(&run.dest))
-    )
+    run.told()
 }
 
 /// The same for a migration that was played by hand.

@@ -61,8 +61,9 @@ fn answer(
             "ok".to_owned()
         }
         (Some("status"), _, _) => format!(
-            "udp_received={} udp_dropped={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
+            "udp_received={} udp_late={} udp_dropped={} udp_send_errors={} tcp_bytes={} pages_dirtied={} {}",
             counters.udp_received.load(Relaxed),
+            counters.udp_late.load(Relaxed),
             udp_dropped(),
             counters.udp_send_errors.load(Relaxed),
             counters.tcp_bytes.load(Relaxed),

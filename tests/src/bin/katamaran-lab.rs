@@ -9,7 +9,7 @@ use katamaran_tests::lab::{
     GUEST_V4, GUEST_V6, Lab, LabConfig, Node, QemuVersion, Start, remove_labs_on_signals, sweep,
 };
 use katamaran_tests::run::{
-    Baseline, BaselineOptions, DiskLoad, DriveOptions, MigrationOptions, MigrationRun,
+    Baseline, BaselineOptions, DiskLoad, DriveOptions, Meddle, MigrationOptions, MigrationRun,
     StageOptions, Storage, TrafficSpec, run_baseline, run_migration,
 };
 use katamaran_tests::show::{
@@ -244,7 +244,7 @@ impl Scene {
                 count: self.drives,
                 ..DriveOptions::default()
             },
-            meddle: self.meddle,
+            meddle: self.meddle.then_some(Meddle::Limit),
             ..StageOptions::default()
         }
     }

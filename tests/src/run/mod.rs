@@ -36,5 +36,5 @@ pub use self::migration::{
 };
 pub use self::records::DriveResult;
 pub use self::result::{ClientResult, MigrationRun, SideResult};
-pub use self::stage::{Stage, StageOptions, Storage, TrafficSpec};
+pub use self::stage::{Meddle, Stage, StageOptions, Storage, TrafficSpec};
 pub use self::timeline::Timeline;

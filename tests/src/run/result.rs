@@ -6,6 +6,9 @@ use serde_json::Value;
 use super::disk::DiskResult;
 use crate::traffic::{TcpResult, UdpResult};
 
+/// Overtaken packets that are told of one by one.
+const OVERTAKEN_TOLD: usize = 10;
+
 /// What the client saw, per stream that was on.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ClientResult {
@@ -109,13 +112,26 @@ pub struct MigrationRun {
     pub dest: Option<SideResult>,
 }
 
+/// One of the `name=value` words that a guest says of itself.
+#[must_use]
+pub(super) fn said_by_guest(status: &str, name: &str) -> Option<u64> {
+    let mut words = status.split_whitespace();
+    let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value?.parse().ok()
+}
+
 impl MigrationRun {
     /// Datagrams that reached the guest's kernel and found the echo's socket full: lost, but not on the way.
     #[must_use]
     pub fn dropped_in_guest(&self) -> Option<u64> {
-        let words = self.guest.as_ref()?.split_whitespace();
-        let mut counts = words.filter_map(|word| word.strip_prefix("udp_dropped="));
-        counts.next()?.parse().ok()
+        said_by_guest(self.guest.as_ref()?, "udp_dropped")
+    }
+
+    /// UDP packets that V received after one with a higher number, by what V says. What the client sees beyond these was overtaken on its
+    /// way back from V.
+    #[must_use]
+    pub fn late_at_guest(&self) -> Option<u64> {
+        said_by_guest(self.guest.as_ref()?, "udp_late")
     }
 
     /// UDP packets that were sent and did not reach V's echo, whatever became of the answers.
@@ -123,6 +139,53 @@ impl MigrationRun {
     pub fn missed_by_guest(&self) -> Option<u64> {
         let sent: u64 = self.client.udp().map(|udp| udp.sent).sum();
         sent.checked_sub(self.received_by_guest?)
+    }
+
+    /// When each packet that came back late was sent and came back, and that which overtook it, beside the moments of the migration: lines
+    /// for people, at most `most`.
+    fn told_overtaken(&self, most: usize) -> Vec<String> {
+        let moments = [
+            ("STOP", self.stop_ns),
+            ("RESUME", self.resume_ns),
+            ("convergence", self.converged_ns),
+        ];
+        let beside = |at_ns: u64| {
+            let near = moments.iter().filter_map(|(name, moment)| {
+                Some((*name, (*moment)?.abs_diff(at_ns), at_ns >= (*moment)?))
+            });
+            match near.min_by_key(|(_, distance, _)| *distance) {
+                Some((name, distance, after)) => format!(
+                    "{:.3} ms {} {name}",
+                    distance as f64 / 1e6,
+                    if after { "after" } else { "before" }
+                ),
+                None => format!("at {at_ns}"),
+            }
+        };
+        let late = self.client.udp().flat_map(|udp| udp.record.overtaken());
+        late.take(most).map(|late| format!(
+            "number {} sent {}, back after {:.3} ms, overtaken by {} sent {:.3} ms after it, back after {:.3} ms",
+            late.number, beside(late.sent_ns), late.at_ns.saturating_sub(late.sent_ns) as f64 / 1e6,
+            late.by, late.by_sent_ns.saturating_sub(late.sent_ns) as f64 / 1e6, late.by_at_ns.saturating_sub(late.by_sent_ns) as f64 / 1e6,
+        )).collect()
+    }
+
+    /// Everything that is known, for a run that is not as it should be.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let sides = [("source", &self.source), ("dest", &self.dest)];
+        let told = sides.map(|(name, side)| {
+            let side = side.clone().unwrap_or_default();
+            format!("--- {name}\n{}{}", side.stdout, side.stderr)
+        });
+        format!(
+            "{}\n{}\nleaks: {:#?}\nsilence: {:?}\n{}",
+            self.summary(),
+            self.told_overtaken(OVERTAKEN_TOLD).join("\n"),
+            self.leaks,
+            self.silence,
+            told.concat()
+        )
     }
 
     /// One line for people: what was lost, and how long what was away.
@@ -188,6 +251,9 @@ impl MigrationRun {
         }
         if let Some(missed) = self.missed_by_guest() {
             line.push_str(&format!(" not_at_guest={missed}"));
+        }
+        if let Some(late) = self.late_at_guest() {
+            line.push_str(&format!(" late_at_guest={late}"));
         }
         if self.source.is_some() {
             line.push_str(&format!(" leaks={}", self.leaks.len()));

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::disk::{self, DiskLoad};
 use super::drives::{self, DriveOptions};
-use super::result::ClientResult;
+use super::result::{ClientResult, said_by_guest};
 use super::timeline::Timeline;
 use crate::lab::{Event, Guest, Lab, LabConfig, Netns, Node, QemuVersion, Qmp, Start};
+use crate::standin::STOP_WHEN_HELD;
 use crate::traffic::{AckCollector, Mark, now_ns};
 
 /// Also for a guest that is emulated on an emulated machine.
@@ -94,6 +95,15 @@ pub enum Storage {
     Shared(u64),
 }
 
+/// How QEMU is brought to stop V by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meddle {
+    /// As soon as it migrates: somebody raises its downtime-limit.
+    Limit,
+    /// The stand-in only: when nobody has taken anything of its stream for so many ms.
+    WhenHeld(u64),
+}
+
 /// What the stage is set with.
 #[derive(Debug, Clone)]
 pub struct StageOptions {
@@ -107,8 +117,8 @@ pub struct StageOptions {
     pub drives: DriveOptions,
     /// How the QEMU on B starts.
     pub incoming: Start,
-    /// Makes QEMU on A stop V by itself, as soon as it migrates: somebody raises its downtime-limit.
-    pub meddle: bool,
+    /// Has QEMU on A stop V by itself.
+    pub meddle: Option<Meddle>,
     /// For how long the traffic has the machine to itself before the migration, to compare with.
     pub calm: Duration,
 }
@@ -121,7 +131,7 @@ impl Default for StageOptions {
             storage: Storage::Diskless,
             drives: DriveOptions::default(),
             incoming: Start::Incoming,
-            meddle: false,
+            meddle: None,
             calm: Duration::ZERO,
         }
     }
@@ -197,7 +207,7 @@ impl Stage {
             .with_context(|| guest_a.output())?;
         let (qmp_a, qmp_b) = (guest_a.qmp()?, guest_b.qmp()?);
         tell("VM", "is up")?;
-        let probes = received(&lab.guest_command("status")?);
+        let probes = said_by_guest(&lab.guest_command("status")?, "udp_received");
         let mut client = Client::start(&lab, &options.traffic)?;
         if let Some(load) = options.traffic.disk {
             let acks = AckCollector::start(&lab.network().client, drives.len())?;
@@ -277,14 +287,8 @@ impl Stage {
         {
             let active = event.name == "MIGRATION" && event.data["status"] == "active";
             self.note_of_a(timeline, event);
-            if self.options.meddle && active {
-                self.qmp_a.command(
-                    "migrate-set-parameters",
-                    serde_json::json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}),
-                ).or_else(|_| self.qmp_a.command(
-                    "migrate-set-parameters",
-                    serde_json::json!({"downtime-limit": 60_000}),
-                ))?;
+            if let Some(meddle) = self.options.meddle.filter(|_| active) {
+                self.meddle(meddle)?;
             }
         }
         for event in self
@@ -306,6 +310,18 @@ impl Stage {
 }
 
 impl Stage {
+    fn meddle(&mut self, meddle: Meddle) -> Result<()> {
+        let mut set = |parameters| self.qmp_a.command("migrate-set-parameters", parameters);
+        match meddle {
+            Meddle::Limit => {
+                set(json!({"downtime-limit": 60_000, "avail-switchover-bandwidth": 0}))
+                    .or_else(|_too_old| set(json!({"downtime-limit": 60_000})))
+            }
+            Meddle::WhenHeld(limit_ms) => set(json!({ STOP_WHEN_HELD: limit_ms })),
+        }?;
+        Ok(())
+    }
+
     /// Takes note of what A's QEMU reports. With V's STOP comes the burst, if there is to be one.
     pub(super) fn note_of_a(&self, timeline: &mut Timeline, event: Event) {
         if event.name == "STOP" && timeline.stop_ns.is_none() {
@@ -370,17 +386,8 @@ impl Stage {
     /// How many of the client's UDP packets V has received, by what it says of itself in the end.
     #[must_use]
     pub fn received_by_guest(&self, status: Option<&str>) -> Option<u64> {
-        received(status?)?.checked_sub(self.probes?)
+        said_by_guest(status?, "udp_received")?.checked_sub(self.probes?)
     }
-}
-
-/// How many packets the echo of a guest has received, of its status.
-fn received(status: &str) -> Option<u64> {
-    let mut words = status.split_whitespace();
-    words
-        .find_map(|word| word.strip_prefix("udp_received="))?
-        .parse()
-        .ok()
 }
 
 fn ns(duration: Duration) -> u64 {

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::elsewhere::{self, Place, Played, release};
-use super::matrix::said;
 use super::screen::Screen;
 use super::table::Table;
 use crate::lab::{Kernel, LabConfig, QemuVersion};
@@ -357,7 +356,7 @@ fn judge(cell: Cell, way: Way, run: &MigrationRun) -> Cell {
             false => format!(
                 "the guest dropped {:?} itself\n{}",
                 run.dropped_in_guest(),
-                said(run)
+                run.told()
             ),
         },
         ..cell

@@ -158,8 +158,12 @@ fn tell(screen: &Screen, case: FaultCase, run: &FaultRun, logs: bool) -> Result<
         Some(stall) => format!(", writes stalled {} ms", ms(Some(stall))),
         None => String::new(),
     };
+    let in_guest = match run.dropped_in_guest {
+        Some(dropped @ 1..) => format!(" (dropped by V itself: {dropped})"),
+        _ => String::new(),
+    };
     screen.print(&format!(
-        "{judgement}  {:<56} V on {runs_on}, lost {:>4}, exits {}/{}{verdict}, {:>5.1} s{stall}; {operator}\n       {}",
+        "{judgement}  {:<56} V on {runs_on}, lost {:>4}{in_guest}, exits {}/{}{verdict}, {:>5.1} s{stall}; {operator}\n       {}",
         format!("{case}{reached}"),
         run.lost,
         exits[0],

@@ -27,6 +27,10 @@ pub(super) struct Guest {
     /// The gateway's Ethernet address: whoever asked for ours.
     pub(super) gateway: Option<[u8; 6]>,
     pub(super) udp_received: u64,
+    /// Datagrams that came after one of the same run with a higher number.
+    pub(super) udp_late: u64,
+    /// Runs of numbered datagrams, and the highest number of each.
+    pub(super) runs: Vec<(u64, u64)>,
     pub(super) ignored: u64,
     pub(super) connections: Connections,
 }
@@ -113,6 +117,7 @@ impl Guest {
         let payload = match u16_at(datagram, 2)? {
             ECHO_PORT => {
                 self.udp_received += 1;
+                self.note_order(payload);
                 payload.to_vec()
             }
             CONTROL_PORT => self.command(&String::from_utf8_lossy(payload)).into_bytes(),
@@ -130,11 +135,28 @@ impl Guest {
         answer.wire(UDP_CHECKSUM)
     }
 
+    /// The run and the number, 64 bits each, are in front.
+    fn note_order(&mut self, datagram: &[u8]) {
+        let word = |at: usize| {
+            let bytes = datagram.get(at..at + 8)?;
+            Some(u64::from_be_bytes(bytes.try_into().ok()?))
+        };
+        let Some((run, number)) = word(0).zip(word(8)) else {
+            return;
+        };
+        match self.runs.iter_mut().find(|(known, _)| *known == run) {
+            Some((_, highest)) if number < *highest => self.udp_late += 1,
+            Some((_, highest)) => *highest = number,
+            None => self.runs.push((run, number)),
+        }
+    }
+
     fn command(&self, command: &str) -> String {
         match command {
             "status" => format!(
-                "udp_received={} udp_dropped=0 udp_send_errors=0 tcp_bytes={} ignored={}",
+                "udp_received={} udp_late={} udp_dropped=0 udp_send_errors=0 tcp_bytes={} ignored={}",
                 self.udp_received,
+                self.udp_late,
                 self.connections.received_bytes(),
                 self.ignored
             ),
@@ -202,6 +224,16 @@ mod tests {
         assert_eq!(packet[20..24], [0, 7, 0, 9]);
         assert_eq!(&packet[28..], b"hello");
         assert_eq!(guest.udp_received, 1);
+    }
+
+    #[test]
+    fn datagrams_that_were_overtaken_are_counted_run_by_run() {
+        let mut guest = guest();
+        for (run, number) in [(1, 5), (2, 0), (1, 7), (1, 6), (2, 1), (1, 8)] {
+            guest.note_order(&[u64::to_be_bytes(run), u64::to_be_bytes(number)].concat());
+        }
+        guest.note_order(b"short");
+        assert_eq!(guest.udp_late, 1);
     }
 
     #[test]

@@ -14,14 +14,39 @@ use super::echo::Guest;
 use super::nic;
 use super::ram::Ram;
 
+/// A parameter that QEMU has not: stop the VM, to switch over, as soon as the stream takes nothing for so many ms.
+pub(crate) const STOP_WHEN_HELD: &str = "x-stop-when-held";
+
+/// A mutex that a thread which takes it again and again does not keep all others out of.
+#[derive(Debug)]
+struct Turns<T> {
+    /// Held by who is next.
+    next: Mutex<()>,
+    value: Mutex<T>,
+}
+
+impl<T> Turns<T> {
+    fn new(value: T) -> Self {
+        Self {
+            next: Mutex::default(),
+            value: Mutex::new(value),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, T> {
+        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Everything, shared by all threads.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) tap: File,
     pub(super) memory: u64,
-    /// Held by who is next to get at the state: a thread that takes it again and again would keep all others out.
-    next: Mutex<()>,
-    state: Mutex<State>,
+    /// QEMU's big lock, as far as the monitors and the network card wait for it. Taken before the state.
+    main_loop: Turns<()>,
+    state: Turns<State>,
     /// Something in the state has changed.
     pub(super) changed: Condvar,
     listeners: Mutex<Vec<UnixStream>>,
@@ -90,12 +115,13 @@ impl Machine {
         ];
         let parameters = json!({
             "downtime-limit": 300, "max-bandwidth": 128 << 20, "avail-switchover-bandwidth": 0, "multifd-channels": 2,
+            STOP_WHEN_HELD: 0,
         });
         let machine = Arc::new(Self {
             tap: nic::open(&arguments.tap)?,
             memory: arguments.memory,
-            next: Mutex::default(),
-            state: Mutex::new(State {
+            main_loop: Turns::new(()),
+            state: Turns::new(State {
                 run: if arguments.incoming {
                     "inmigrate"
                 } else {
@@ -128,8 +154,12 @@ impl Machine {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
+    }
+
+    /// While this is held, no monitor answers, and the card reads nothing.
+    pub(super) fn main_loop(&self) -> MutexGuard<'_, ()> {
+        self.main_loop.lock()
     }
 
     /// The VM runs: what it had taken before is its first packet.

@@ -9,17 +9,19 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::echo::Guest;
-use super::machine::{Machine, Migration};
+use super::machine::{Machine, Migration, STOP_WHEN_HELD};
 use super::ram::PAGE;
 use super::socket::Listener;
 
@@ -65,11 +67,19 @@ pub(super) fn send(machine: &Arc<Machine>, stream: UnixStream) -> Result<()> {
 }
 
 fn send_all(machine: &Machine, stream: &UnixStream) -> Result<()> {
-    let mut out = BufWriter::with_capacity(BUFFER, stream);
+    let out = Outgoing {
+        machine,
+        stream,
+        main_loop: None,
+    };
+    let mut out = BufWriter::with_capacity(BUFFER, out);
     machine.set_migration(&mut machine.lock(), "active");
     let began = Instant::now();
     loop {
         send_pass(machine, &mut out)?;
+        if out.get_ref().main_loop.is_some() {
+            break;
+        }
         let mut state = machine.lock();
         let pending = state.ram.dirty_pages().count() * PAGE;
         state.migration.remaining = pending as u64;
@@ -84,6 +94,47 @@ fn send_all(machine: &Machine, stream: &UnixStream) -> Result<()> {
         }
     }
     complete(machine, &mut out)
+}
+
+/// The stream, and what it takes with it when the VM is stopped for it.
+struct Outgoing<'a> {
+    machine: &'a Machine,
+    stream: &'a UnixStream,
+    /// Held from the stop on.
+    main_loop: Option<MutexGuard<'a, ()>>,
+}
+
+impl Outgoing<'_> {
+    /// The VM does not run any more, and nothing else goes on.
+    fn stop(&mut self) {
+        let machine = self.machine;
+        self.main_loop.get_or_insert_with(|| machine.main_loop());
+        machine.stop(&mut machine.lock(), "finish-migrate");
+    }
+
+    /// Whether nobody has taken anything for as long as it takes to have the VM stopped.
+    fn is_held(&self) -> io::Result<bool> {
+        let limit = self.machine.lock().parameter(STOP_WHEN_HELD);
+        if limit == 0 || self.main_loop.is_some() {
+            return Ok(false);
+        }
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
+        let limit = PollTimeout::try_from(limit).map_err(io::Error::other)?;
+        Ok(poll(&mut fds, limit)? == 0)
+    }
+}
+
+impl Write for Outgoing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_held()? {
+            self.stop();
+        }
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 fn send_pass(machine: &Machine, out: &mut impl Write) -> Result<()> {
@@ -123,24 +174,28 @@ fn record(page: usize, content: Option<&[u8]>) -> Result<Vec<u8>> {
     })
 }
 
-/// Stops the VM, if nobody has, and sends what is left.
-fn complete(machine: &Machine, out: &mut BufWriter<&UnixStream>) -> Result<()> {
+/// Stops the VM, if nobody has, and sends what is left. As in `migration_completion()` (migration/migration.c), nothing else goes on until
+/// that has been taken.
+fn complete(machine: &Machine, out: &mut BufWriter<Outgoing<'_>>) -> Result<()> {
     let stopped = Instant::now();
-    {
-        let mut state = machine.lock();
-        machine.stop(&mut state, "finish-migrate");
-        if state.capability("pause-before-switchover") {
-            machine.set_migration(&mut state, "pre-switchover");
-            state = machine
-                .changed
-                .wait_while(state, |state| {
-                    !state.migration.go_on && !state.migration.cancelled
-                })
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        ensure!(!state.migration.cancelled, "cancelled");
-        machine.set_migration(&mut state, "device");
+    out.get_mut().stop();
+    let mut state = machine.lock();
+    if state.capability("pause-before-switchover") {
+        machine.set_migration(&mut state, "pre-switchover");
+        out.get_mut().main_loop = None;
+        state = machine
+            .changed
+            .wait_while(state, |state| {
+                !state.migration.go_on && !state.migration.cancelled
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        out.get_mut().stop();
+        state = machine.lock();
     }
+    ensure!(!state.migration.cancelled, "cancelled");
+    machine.set_migration(&mut state, "device");
+    drop(state);
     send_pass(machine, out)?;
     let device = {
         let state = machine.lock();

@@ -12,6 +12,7 @@
 //! | stopped | takes one frame out of the tap and keeps it until `cont` |
 //! | `-incoming` | the same; `-S` or `stop` keep it from running when the VM has arrived |
 //! | `migrate` | to `unix:`, `tcp:`, or a socket that it was handed (`getfd`, `fd:`); passes, `downtime-limit` and `avail-switchover-bandwidth`, STOP, `pre-switchover`, `device`, `completed`; events with time |
+//! | the last of the stream | is sent with everything else at a stand: no monitor answers until it has been taken |
 //! | a broken stream | `failed`; the destination ends itself |
 
 mod arguments;
@@ -32,6 +33,7 @@ use anyhow::Result;
 
 use arguments::Arguments;
 use machine::Machine;
+pub(crate) use machine::STOP_WHEN_HELD;
 pub(crate) use nic::open as open_tap;
 
 /// Runs until it is told to quit.

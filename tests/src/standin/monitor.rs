@@ -48,11 +48,13 @@ fn serve(machine: &Arc<Machine>, mut client: UnixStream) -> Result<()> {
         let request: Value = serde_json::from_str(&line).context("read a request")?;
         let name = request["execute"].as_str().unwrap_or_default();
         let arguments = &request["arguments"];
+        let main_loop = machine.main_loop();
         let executed = match name {
             "getfd" => take(&mut requests, &mut handed, arguments),
             "migrate" => migrate_to(machine, &mut handed, arguments),
             _ => execute(machine, name, arguments),
         };
+        drop(main_loop);
         let mut reply = match executed {
             Ok(returned) => json!({ "return": returned }),
             Err(error) => json!({"error": {"class": class(&error), "desc": format!("{error:#}")}}),

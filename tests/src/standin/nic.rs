@@ -90,6 +90,7 @@ fn wait_until_wanted(machine: &Machine) {
 
 /// Reads first and asks later whether the VM runs, as QEMU does.
 fn take_one(machine: &Machine, buffer: &mut [u8]) {
+    let _main_loop = machine.main_loop();
     let mut state = machine.lock();
     let header = if state.header_of_guest {
         GUEST_HEADER

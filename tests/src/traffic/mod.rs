@@ -16,7 +16,7 @@ mod udp;
 pub use self::account::UdpResult;
 pub use self::acks::{AckCollector, AckRecord};
 pub use self::announce::Announcements;
-pub use self::silence::{Record, Silence};
+pub use self::silence::{Overtaken, Record, Silence};
 pub use self::tcp::{TcpLoad, TcpResult, TcpTraffic};
 pub use self::udp::{Mark, Sent, UdpLoad, UdpTraffic};
 

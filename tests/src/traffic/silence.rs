@@ -24,6 +24,23 @@ impl Silence {
     }
 }
 
+/// A packet that came back after one that was sent later. Times are in ns since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overtaken {
+    /// Its number.
+    pub number: u64,
+    /// When it was sent.
+    pub sent_ns: u64,
+    /// When it came back.
+    pub at_ns: u64,
+    /// The highest number that was there before it.
+    pub by: u64,
+    /// When that one was sent.
+    pub by_sent_ns: u64,
+    /// When that one came back.
+    pub by_at_ns: u64,
+}
+
 /// When every packet was sent and when it came back. Its [`Debug`](fmt::Debug) tells how many, for a person is to read it.
 #[derive(Clone, Default, PartialEq)]
 pub struct Record {
@@ -55,6 +72,30 @@ impl Record {
     pub fn answers(&self, from_ns: u64, to_ns: u64) -> usize {
         let within = |arrival: &&Arrival| (from_ns..to_ns).contains(&arrival.at_ns);
         self.arrivals.iter().filter(within).count()
+    }
+
+    /// Every packet that came back after one that was sent later, in order of arrival.
+    pub fn overtaken(&self) -> impl Iterator<Item = Overtaken> {
+        let mut seen = vec![false; self.sent_ns.len()];
+        let mut highest: Option<Arrival> = None;
+        self.arrivals.iter().filter_map(move |&arrival| {
+            let at = usize::try_from(arrival.number).ok()?;
+            let first = !std::mem::replace(seen.get_mut(at)?, true);
+            let ahead = highest.filter(|highest| highest.number > arrival.number);
+            if ahead.is_none() {
+                highest = Some(arrival);
+            }
+            let ahead = ahead.filter(|_| first)?;
+            let by = usize::try_from(ahead.number).ok()?;
+            Some(Overtaken {
+                number: arrival.number,
+                sent_ns: self.sent_ns[at],
+                at_ns: arrival.at_ns,
+                by: ahead.number,
+                by_sent_ns: *self.sent_ns.get(by)?,
+                by_at_ns: ahead.at_ns,
+            })
+        })
     }
 
     fn silences(&self) -> impl Iterator<Item = Silence> {
@@ -118,6 +159,24 @@ mod tests {
     fn what_is_never_answered_is_waited_for_to_the_last_send() {
         let record = record(&[0, 10, 70], &[(0, 5)]);
         assert_eq!(longest(&record), (10, 70));
+    }
+
+    #[test]
+    fn a_packet_is_overtaken_by_the_highest_that_came_before_it_and_a_copy_is_not() {
+        let record = record(
+            &[0, 1, 2, 3],
+            &[(0, 10), (3, 11), (1, 12), (0, 13), (2, 14)],
+        );
+        let overtaken: Vec<_> = record
+            .overtaken()
+            .map(|late| (late.number, late.by))
+            .collect();
+        assert_eq!(overtaken, [(1, 3), (2, 3)]);
+        let first = record.overtaken().next().unwrap();
+        assert_eq!(
+            (first.sent_ns, first.at_ns, first.by_sent_ns, first.by_at_ns),
+            (1, 12, 3, 11)
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Order is everything here. The redirect stands *before* the VM stops, and the VM stops only once
 //! QEMU has read every packet that was passed to it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use crate::migrate::shared::must_have_let_go;
 use crate::migrate::tap_watch::lock;
 use crate::net::tapfd::TapQueues;
 use crate::qmp::command::{MigrationStatus, Stop};
-use crate::qmp::{Event, EventName};
-use crate::relay::{Pace, RelayStatus};
+use crate::qmp::{Event, EventName, Qmp};
+use crate::relay::{Governor, Pace, RelayStatus};
 use crate::wall_clock::now_us;
 
 use super::Run;
@@ -30,7 +31,7 @@ use super::hooks::towards_tap;
 use super::peer::{bad_news, cause_of};
 use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
 use super::recover;
-use super::storage::{self, HandedOver};
+use super::storage::{self, HandedOver, Mirror};
 
 /// Waiting for a busy guest to read its tap costs delay, never a packet. One that has read nothing for so long reads
 /// no more.
@@ -104,7 +105,7 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     }
     let moments = match ready.stopped_first.take() {
         Some(event) => {
-            must_be_switching_over(&ready.armed).await?;
+            must_be_switching_over(&ready.armed, &ready.governor).await?;
             run.report.cutover.qemu_stopped_first = true;
             tracing::warn!(
                 "QEMU stopped the VM before the redirect was in place: recovering its packets"
@@ -169,7 +170,7 @@ fn must_come_through_hook(armed: &Armed) -> Result<(), MigrateError> {
 }
 
 async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, MigrateError> {
-    let armed = &mut ready.armed;
+    let (armed, governor) = (&mut ready.armed, &ready.governor);
     let queues = armed.hooks.as_ref().and_then(|_| tap_queues(armed));
     let flip_us = now_us();
     let flip = Instant::now();
@@ -180,21 +181,25 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     tracing::debug!("flipped");
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
-    let drained = armed.hooks.is_none() || drain(armed, queues.as_deref()).await;
-    tracing::debug!("drained");
+    let end = match &armed.hooks {
+        Some(_) => drain(armed, queues.as_deref()).await,
+        None => Drain::Drained,
+    };
+    tracing::debug!(?end, "drained");
     run.diary.note(&Record::Stopping)?;
     armed.stopped.store(true, Ordering::Relaxed);
     run.report.cutover.drained_ms = Some(ms_since(flip));
-    stop(armed).await?;
+    let drained = matches!(end, Drain::Drained);
+    let event = match end {
+        Drain::Drained | Drain::Stalled => stop(armed, governor).await?,
+        Drain::Stopped(event) => {
+            must_be_switching_over(armed, governor).await?;
+            run.report.cutover.qemu_stopped_first = true;
+            event
+        }
+    };
     tracing::debug!("stopped");
     run.report.cutover.stopped_ms = Some(ms_since(flip));
-    let event = armed
-        .prepared
-        .node
-        .events
-        .wait_for(|e| e.name == EventName::Stop, deadline::REQUEST)
-        .await
-        .doing("see the VM stop")?;
     if !drained {
         tracing::warn!("the guest did not read its tap in time: recovering its packets");
         if let Some(queues) = &queues {
@@ -212,10 +217,40 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     })
 }
 
+/// Stops the VM. Returns the event of that.
+///
+/// QEMU may do so by itself at the same moment: it then only answers when its stream has been taken ([`must_be_switching_over`]).
+async fn stop(armed: &mut Armed, governor: &Governor) -> Result<Event, MigrateError> {
+    let qmp = armed.prepared.node.qmp.clone();
+    let mirror = armed.mirror.as_ref();
+    let events = &mut armed.prepared.node.events;
+    let mut stopped = None;
+    let mut asked = pin!(ask_to_stop(&qmp, mirror));
+    let is_stop = |event: &Event| event.name == EventName::Stop;
+    loop {
+        tokio::select! {
+            biased;
+            asked = &mut asked => break asked?,
+            event = events.recv(), if stopped.is_none() => {
+                stopped = Some(event.doing("see the VM stop")?).filter(is_stop);
+                if stopped.is_some() {
+                    governor.set(Pace::Full);
+                }
+            }
+        }
+    }
+    match stopped {
+        Some(event) => Ok(event),
+        None => events
+            .wait_for(is_stop, deadline::REQUEST)
+            .await
+            .doing("see the VM stop"),
+    }
+}
+
 /// A stop waits for the guest's writes under way, and these for the destination's drives.
-async fn stop(armed: &Armed) -> Result<(), MigrateError> {
-    let qmp = &armed.prepared.node.qmp;
-    let Some(mirror) = &armed.mirror else {
+async fn ask_to_stop(qmp: &Qmp, mirror: Option<&Mirror>) -> Result<(), MigrateError> {
+    let Some(mirror) = mirror else {
         return qmp.execute(Stop).await.doing("stop the VM").map(|_| ());
     };
     let stopped = qmp.execute_within(Stop, deadline::STOP_MIRRORED).await;
@@ -233,15 +268,29 @@ fn tap_queues(armed: &Armed) -> Option<Arc<TapQueues>> {
         .ok()
 }
 
-/// Waits until QEMU has read every packet that was passed to the tap before the flip. Returns whether it has.
+/// How the wait for the guest to read its tap ended.
+#[derive(Debug)]
+enum Drain {
+    /// QEMU has read all.
+    Drained,
+    /// It has not, for too long.
+    Stalled,
+    /// QEMU stopped the VM by itself: nothing is read any more, and it may have taken a packet that the VM has not got.
+    Stopped(Event),
+}
+
+/// Waits until QEMU has read every packet that was passed to the tap before the flip.
 ///
 /// That the ring is empty is seen by looking into it. To the counters alone a ring that was never empty since they were first
 /// read seems to be empty when it is as full as it was at its emptiest.
-async fn drain(armed: &Armed, queues: Option<&TapQueues>) -> bool {
+async fn drain(armed: &mut Armed, queues: Option<&TapQueues>) -> Drain {
     let began = Instant::now();
     let mut drained_since: Option<Instant> = None;
     let mut progress = (None, began);
     loop {
+        if let Some(event) = take_stop(armed) {
+            return Drain::Stopped(event);
+        }
         let empty = queues.is_none_or(|queues| queues.empty().is_ok_and(|empty| empty.is_some()));
         observe_tap(armed);
         let (drained, left) = {
@@ -267,8 +316,11 @@ async fn drain(armed: &Armed, queues: Option<&TapQueues>) -> bool {
             since.elapsed() >= confirm
         });
         let given_up = progress.1.elapsed() >= DRAIN_STALL || began.elapsed() >= DRAIN_LIMIT;
-        if confirmed || given_up {
-            return drained;
+        if confirmed || (given_up && drained) {
+            return Drain::Drained;
+        }
+        if given_up {
+            return Drain::Stalled;
         }
         if began.elapsed() > BEHIND {
             tokio::time::sleep(Duration::from_millis(1)).await;

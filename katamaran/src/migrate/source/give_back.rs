@@ -21,6 +21,7 @@ use crate::net::NetNs;
 use crate::net::packet::{self, VnetHeader};
 use crate::qmp::Qmp;
 use crate::qmp::command::{Cont, MigrateCancel, QueryMigrate, QueryStatus, RunState};
+use crate::relay::{Governor, Pace};
 
 use super::arm::Armed;
 use super::hooks::Hooks;
@@ -51,6 +52,8 @@ pub(crate) struct GiveBack {
     told: ReturnedCell,
     kept: Kept,
     diary: Diary,
+    /// QEMU may be at the end of its stream, and hears nothing until that has been taken.
+    governor: Governor,
     /// What went wrong when QEMU was asked to let go of the migration.
     let_go: OnceCell<Vec<String>>,
 }
@@ -62,6 +65,7 @@ impl GiveBack {
         told: ReturnedCell,
         kept: Kept,
         diary: Diary,
+        governor: Governor,
     ) -> Self {
         let node = &armed.prepared.node;
         Self {
@@ -77,6 +81,7 @@ impl GiveBack {
             told,
             kept,
             diary,
+            governor,
             let_go: OnceCell::new(),
         }
     }
@@ -115,6 +120,7 @@ impl GiveBack {
     /// QEMU gives the migration up, and its drives; once.
     async fn let_go(&self) -> &[String] {
         let ask = async || {
+            self.governor.set(Pace::Full);
             let mut problems = Vec::new();
             // QEMU answers nothing while it waits for a destination's drive that is gone.
             if let Some(drives) = self.drives.clone() {

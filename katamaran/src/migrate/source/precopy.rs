@@ -102,6 +102,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         run.returned.clone(),
         run.kept.clone(),
         run.diary.clone(),
+        governor.clone(),
     );
     run.undo
         .on_abort("the VM's stop and its migration", move || give_back.run());
@@ -225,7 +226,7 @@ async fn converge(
     loop {
         let early = armed.early_stop.take().or_else(|| take_stop(&mut armed));
         if let Some(event) = early {
-            must_be_switching_over(&armed).await?;
+            must_be_switching_over(&armed, &governor).await?;
             return Ok(Ready {
                 armed,
                 governor,
@@ -328,7 +329,14 @@ async fn wait(
 }
 
 /// Not every STOP is QEMU's own: somebody else may have paused the VM.
-pub(crate) async fn must_be_switching_over(armed: &Armed) -> Result<(), MigrateError> {
+///
+/// A QEMU that switches over does nothing else until its stream has been taken (`migration_completion()`, migration/migration.c, holds
+/// its big lock meanwhile), so that it could not answer while that is held or slowed.
+pub(crate) async fn must_be_switching_over(
+    armed: &Armed,
+    governor: &Governor,
+) -> Result<(), MigrateError> {
+    governor.set(RelayPace::Full);
     let status = armed
         .prepared
         .node

@@ -16,7 +16,7 @@ use crate::run::disk::DiskLoad;
 use crate::run::drives::DriveOptions;
 use crate::run::katamaran::Role;
 use crate::run::migration::{Ended, Migration, MigrationOptions, leaks};
-use crate::run::result::ClientResult;
+use crate::run::result::{ClientResult, said_by_guest};
 use crate::run::stage::{Stage, StageOptions, Storage, TrafficSpec};
 use crate::run::timeline::Timeline;
 
@@ -49,6 +49,8 @@ pub struct FaultRun {
     pub runs_on: Vec<Node>,
     /// UDP packets of the client's that never came back.
     pub lost: u64,
+    /// How many of them V had received, and its own kernel dropped: they, or the answers.
+    pub dropped_in_guest: Option<u64>,
     /// What the operator had to run, in few words.
     pub operator: Vec<&'static str>,
     /// The message: the source's, or where that one is silent, the destination's.
@@ -109,6 +111,11 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         [false, false] => (stage.stop_traffic()?, None),
         _ => stage.finish_traffic()?,
     };
+    let guest = match runs {
+        [false, false] => None,
+        _ => stage.lab.guest_command("status").ok(),
+    };
+    let dropped_in_guest = guest.and_then(|said| said_by_guest(&said, "udp_dropped"));
     problems.extend(silence.map(|silence| format!("V is silent: {silence}")));
     judge::packets(case, &client, &mut problems);
     let longest_stall_ms = judge::disks(case, runs, &client, &mut problems);
@@ -128,6 +135,7 @@ pub fn run_with_fault(case: FaultCase) -> Result<FaultRun> {
         reached: Moment::last(&struck.written),
         runs_on: running(runs),
         lost: client.lost(),
+        dropped_in_guest,
         operator: settled.deeds,
         message: message(&ended),
         ended_after: ended_at.into_iter().max().unwrap_or(struck.at) - struck.at,

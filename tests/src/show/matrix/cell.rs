@@ -161,7 +161,7 @@ fn judge(cell: Cell, spec: &Spec, run: &MigrationRun) -> Cell {
         queue_reset: spec.resets_a_queue(),
         downtime_ms: run.downtime_ms,
         good,
-        said: if good { String::new() } else { said(run) },
+        said: if good { String::new() } else { run.told() },
         ..cell
     }
 }
@@ -177,19 +177,4 @@ fn buffer(report: &Value) -> String {
         "tap-ring" => "ring".to_owned(),
         _ => text,
     }
-}
-
-/// Both sides' own words.
-pub(in crate::show) fn said(run: &MigrationRun) -> String {
-    let sides = [("source", &run.source), ("dest", &run.dest)];
-    let told = sides.map(|(name, side)| {
-        let side = side.clone().unwrap_or_default();
-        format!("--- {name}\n{}{}", side.stdout, side.stderr)
-    });
-    format!(
-        "{}\nleaks: {:?}\n{}",
-        run.summary(),
-        run.leaks,
-        told.concat()
-    )
 }

@@ -8,7 +8,6 @@ mod kernel;
 use anyhow::Result;
 use clap::Args;
 
-pub(super) use self::cell::said;
 use self::cell::{Cell, FAMILIES, Load, Spec, TUNNELS, play};
 use super::elsewhere::{self, Place};
 use super::screen::Screen;
