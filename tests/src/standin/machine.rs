@@ -162,7 +162,7 @@ impl Machine {
         self.main_loop.lock()
     }
 
-    /// The VM runs: what it had taken before is its first packet.
+    /// The VM runs: what it had taken before is the first packet that its card gets.
     pub(super) fn resume(&self, state: &mut State) -> Result<()> {
         if state.running() {
             return Ok(());
@@ -170,9 +170,6 @@ impl Machine {
         state.run = "running";
         self.driver_is_up(state)?;
         self.tell("RESUME", json!({}));
-        if let Some(frame) = state.swallowed.take() {
-            self.deliver(state, &frame);
-        }
         self.changed.notify_all();
         Ok(())
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::machine::Machine;
+use crate::traffic::stay_on_one_cpu;
 
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
@@ -66,6 +67,8 @@ pub(super) fn send(mut tap: &File, frame: &[u8]) -> io::Result<()> {
 pub(super) fn start(machine: &Arc<Machine>) {
     let machine = Arc::clone(machine);
     thread::spawn(move || {
+        // What can't be had only costs the order of the answers.
+        stay_on_one_cpu().ok();
         let mut buffer = vec![0; BUFFER];
         loop {
             wait_until_wanted(&machine);
@@ -77,15 +80,17 @@ pub(super) fn start(machine: &Arc<Machine>) {
     });
 }
 
-/// A VM that does not run has taken one frame, and its card asks for no more.
+/// A VM that does not run has taken one frame, and its card asks for no more. It is the first that the VM gets.
 fn wait_until_wanted(machine: &Machine) {
-    let state = machine.lock();
-    drop(
-        machine
-            .changed
-            .wait_while(state, |state| state.swallowed.is_some())
-            .unwrap_or_else(PoisonError::into_inner),
-    );
+    let mut state = machine
+        .changed
+        .wait_while(machine.lock(), |state| {
+            state.swallowed.is_some() && !state.running()
+        })
+        .unwrap_or_else(PoisonError::into_inner);
+    if let Some(frame) = state.swallowed.take() {
+        machine.deliver(&mut state, &frame);
+    }
 }
 
 /// Reads first and asks later whether the VM runs, as QEMU does.

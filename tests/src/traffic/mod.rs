@@ -22,6 +22,10 @@ pub use self::udp::{Mark, Sent, UdpLoad, UdpTraffic};
 
 use std::time::SystemTime;
 
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+
 /// Nanoseconds since the epoch.
 #[must_use]
 pub fn now_ns() -> u64 {
@@ -30,4 +34,19 @@ pub fn now_ns() -> u64 {
         .map_or(0, |since| {
             u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
         })
+}
+
+/// Keeps the calling thread on the CPU that it runs on.
+///
+/// A network card brings all packets of a flow in by one CPU (receive side scaling, Documentation/networking/scaling.rst). Here it is the
+/// sender's: each CPU has a queue of its own (`enqueue_to_backlog()`, net/core/dev.c), and where ksoftirqd has to wait for its turn, what
+/// is sent from another CPU overtakes what waits there.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn stay_on_one_cpu() -> Result<()> {
+    let mut this = CpuSet::new();
+    this.set(sched_getcpu().context("ask which CPU this is")?)
+        .context("name this CPU")?;
+    sched_setaffinity(Pid::from_raw(0), &this).context("stay on this CPU")
 }

@@ -25,7 +25,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 
 use super::account::{Arrival, UdpResult, settle};
-use super::now_ns;
+use super::{now_ns, stay_on_one_cpu};
 use crate::lab::Netns;
 
 /// Room for the header.
@@ -258,6 +258,7 @@ fn open(load: &UdpLoad) -> Result<UdpSocket> {
 fn send(socket: &UdpSocket, load: &UdpLoad, run: u64, progress: &Progress) -> Result<Record> {
     // The default slack of 50 us is a quarter of the interval at 5,000 packets a second.
     prctl::set_timerslack(1).context("set the timer slack")?;
+    stay_on_one_cpu()?;
     let interval_ns = 1_000_000_000 / i64::from(load.rate);
     let target = SockaddrStorage::from(load.target);
     let mut sent = Record {
