@@ -14,6 +14,7 @@ pub(crate) mod fit;
 pub mod ledger;
 mod measured;
 pub mod message;
+mod neighbours;
 pub(crate) mod node;
 pub mod progress;
 mod put_back;

@@ -159,7 +159,7 @@ fn tell(screen: &Screen, case: FaultCase, run: &FaultRun, logs: bool) -> Result<
         None => String::new(),
     };
     let in_guest = match run.dropped_in_guest {
-        Some(dropped @ 1..) => format!(" (dropped by V itself: {dropped})"),
+        Some(dropped) if run.lost > 0 => format!(" (dropped by V itself: {dropped})"),
         _ => String::new(),
     };
     screen.print(&format!(

@@ -6,7 +6,6 @@ pub(crate) mod delivery;
 mod ending;
 pub(crate) mod guest;
 mod look;
-mod neighbours;
 mod session;
 pub(super) mod stage;
 mod storage;

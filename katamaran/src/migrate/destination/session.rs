@@ -20,6 +20,7 @@ use crate::migrate::diary::Diary;
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
 use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
+use crate::migrate::neighbours::Neighbours;
 use crate::migrate::node::{Node, make_private_for_now, relay_directory};
 use crate::migrate::progress::Progress;
 use crate::migrate::report::Report;
@@ -37,7 +38,6 @@ use super::delivery::Delivery;
 use super::ending::End;
 use super::guest;
 use super::look;
-use super::neighbours;
 use super::stage::{self, Facts, Stage};
 use super::storage::Exported;
 use crate::role::Role;
@@ -301,9 +301,7 @@ impl Session<'_> {
             Request::Block => {
                 self.diary.note(&Record::Blocked)?;
                 shared::must_not_write(&self.shared).await?;
-                if let Some(vm) = &self.vm {
-                    neighbours::introduce(&self.node, vm).await;
-                }
+                self.introduce().await;
                 // An incoming QEMU ends by itself when its stream does, and the ring with it.
                 self.held = self.duplicate_tap();
                 if let Some(delivery) = &self.delivery {
@@ -330,9 +328,7 @@ impl Session<'_> {
                 self.report.note_held(resumed.held);
                 self.diary.mention(&Record::Running);
                 // The pause may have been long, and what was held keeps the VM busy.
-                if let Some(vm) = &self.vm {
-                    neighbours::introduce(&self.node, vm).await;
-                }
+                self.introduce().await;
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
             }
@@ -403,6 +399,14 @@ impl Session<'_> {
         carried
             .take_in(batch, vm.unwrap_or_default(), existing)
             .await
+    }
+
+    /// The VM can't answer this node's questions for its Ethernet address yet.
+    async fn introduce(&self) {
+        if let Some(vm) = &self.vm {
+            let neighbours = Neighbours::of(&self.node, &vm.addresses, vm.mac);
+            neighbours.introduce().await;
+        }
     }
 
     async fn receive_ram(&mut self, multifd_channels: u8) -> Result<(), MigrateError> {

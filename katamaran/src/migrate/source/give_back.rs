@@ -15,6 +15,7 @@ use crate::migrate::diary::Diary;
 use crate::migrate::error::chain;
 use crate::migrate::ledger::Returned;
 use crate::migrate::message::{Reply, Request, WireFrame};
+use crate::migrate::neighbours::Neighbours;
 use crate::migrate::put_back::{FEW, PutBack, ROUNDS};
 use crate::migrate::tap_watch::{SharedWatch, lock};
 use crate::net::NetNs;
@@ -49,6 +50,7 @@ pub(crate) struct GiveBack {
     tap_netns: NetNs,
     tap: u32,
     vm_ips: Vec<IpAddr>,
+    neighbours: Neighbours,
     told: ReturnedCell,
     kept: Kept,
     diary: Diary,
@@ -78,6 +80,7 @@ impl GiveBack {
             tap_netns: node.tap_netns.clone(),
             tap: node.tap.index,
             vm_ips: vm_ips.to_vec(),
+            neighbours: Neighbours::of(node, vm_ips, armed.prepared.mac.0),
             told,
             kept,
             diary,
@@ -89,6 +92,8 @@ impl GiveBack {
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
         problems.extend(self.empty_tap().err());
+        // What comes directly from now on must not wait for the answer of a VM that may stand still for long.
+        self.neighbours.introduce().await;
         // Beside each other: packets get back into the tap of a QEMU that does not answer, too.
         let taking = tokio::time::timeout(deadline::PUT_BACK, self.take_all_back());
         let taken = async {
