@@ -11,7 +11,7 @@
 //!   one packet for each queue, which is then in its own memory and can't be found here.
 //! - What is read here counts in the tap's `tx_packets`, like what QEMU reads.
 //! - The blocking mode belongs to the open file, not to the descriptor: changing it would change it for
-//!   QEMU. Reads here are non-blocking whatever it is (`RWF_NOWAIT`).
+//!   QEMU. Reads here are non-blocking whatever it is (`RWF_NOWAIT`, or `poll` first where a tap does not know that).
 //! - With IFF_VNET_HDR each frame has a virtio-net header in front, of the length that QEMU has set (10 or
 //!   12 bytes; the last two of 12 are a buffer count that only the guest's ring has a use for). It sets it anew when a
 //!   VM with a driver arrives, also for what waits in the ring, so it is asked for with each reading. The first 10
