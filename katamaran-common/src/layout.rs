@@ -29,7 +29,7 @@ pub mod encap {
 }
 
 /// The largest number of addresses a VM may have.
-pub const MAX_ADDRESSES: u32 = 64;
+pub const MAX_ADDRESSES: u32 = 1024;
 /// Slots of the copy ring.
 pub const COPY_SLOTS: u32 = 1024;
 /// The largest part of a frame that is copied.

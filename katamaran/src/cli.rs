@@ -225,6 +225,10 @@ pub struct MigrateArgs {
     /// The longest pause of the VM that is accepted, in milliseconds (source)
     #[arg(long, value_name = "MS", default_value_t = 50)]
     pub downtime: u64,
+    /// Take the VM back when it has stood still for this many milliseconds, whatever keeps it; not below --downtime, at most
+    /// 600000 (source; default: what each step may take)
+    #[arg(long, value_name = "MS")]
+    pub pause_limit: Option<u64>,
     /// Give up when the VM has not moved after this many seconds, 30-3600: with --shared-storage since both nodes have its
     /// volumes open, else since its RAM is copied (source; default: 300 with --shared-storage, else 3600)
     #[arg(long, value_name = "S")]

@@ -24,6 +24,8 @@ pub use trace::TraceConfig;
 /// Range of `--downtime`: below 1 ms QEMU cannot be told apart from "never", above 60 s a
 /// migration is not live.
 const DOWNTIME_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
+/// The end of the range of `--pause-limit`, which begins at `--downtime`.
+const PAUSE_LIMIT_MAX_MS: u64 = 600_000;
 /// Range of `--migration-timeout` in seconds, and what it is if not given: a volume that both nodes have open
 /// is given less time.
 const MIGRATION_TIMEOUT: std::ops::RangeInclusive<u64> = 30..=3600;
@@ -87,6 +89,8 @@ pub struct SourceConfig {
     pub vm_ips: Vec<IpAddr>,
     pub redirect_dev: Option<String>,
     pub downtime: Duration,
+    /// So long the VM may stand still before it is taken back.
+    pub pause_limit: Option<Duration>,
     pub migration_timeout: Duration,
     /// Drives that the user vouches for.
     pub trusted_volumes: Vec<String>,
@@ -217,6 +221,14 @@ fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
             DOWNTIME_MS.end()
         ));
     }
+    if let Some(limit) = args.pause_limit
+        && !(args.downtime..=PAUSE_LIMIT_MAX_MS).contains(&limit)
+    {
+        problems.push(format!(
+            "--pause-limit {limit} is out of range: from --downtime ({}) to {PAUSE_LIMIT_MAX_MS} ms",
+            args.downtime
+        ));
+    }
     if args.multifd_channels > MULTIFD_MAX {
         problems.push(format!(
             "--multifd-channels {} is out of range: 0-{MULTIFD_MAX}",
@@ -275,6 +287,7 @@ fn source(args: &MigrateArgs, needed: Needed, problems: &mut Vec<String>) -> Opt
         vm_ips,
         redirect_dev: device_name("--redirect-dev", args.redirect_dev.as_deref(), problems),
         downtime: Duration::from_millis(args.downtime),
+        pause_limit: args.pause_limit.map(Duration::from_millis),
         migration_timeout: Duration::from_secs(migration_timeout),
         trusted_volumes: args.trust_shared_volume.clone(),
         auto_converge: args.auto_converge,
@@ -304,6 +317,7 @@ fn destination(
         ("--verify-storage", args.verify_storage),
         ("--auto-converge", args.auto_converge),
         ("--conntrack off", args.conntrack == Switch::Off),
+        ("--pause-limit", args.pause_limit.is_some()),
         ("--migration-timeout", args.migration_timeout.is_some()),
         (
             "--trust-shared-volume",

@@ -33,6 +33,15 @@ impl SessionId {
         Self(hasher.finish())
     }
 
+    /// The id by which the `nic`th network card of this migration goes in names of kernel objects; the first goes by the migration's own.
+    /// They differ in the first digits, too.
+    #[must_use]
+    pub fn of_nic(self, nic: usize) -> Self {
+        /// An odd number: no two multiples of it are the same.
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        Self(self.0.wrapping_add(STEP.wrapping_mul(nic as u64)))
+    }
+
     /// The first `digits` hexadecimal digits, for names with little room (IFNAMSIZ).
     #[must_use]
     pub fn short(self, digits: usize) -> String {

@@ -14,6 +14,7 @@ const NEW: QemuVersion = QemuVersion::V10_0;
 fn goes_on(fault: Fault, moments: &[(QemuVersion, Moment)]) {
     for (qemu, moment) in moments {
         let case = FaultCase {
+            second_nic: false,
             qemu: *qemu,
             fault,
             moment: *moment,

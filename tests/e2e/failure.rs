@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use katamaran_tests::lab::{LabConfig, QemuVersion};
 use katamaran_tests::leak::{Scope, Snapshot};
 use katamaran_tests::run::{
     Ended, Migration, MigrationOptions, Role, Stage, StageOptions, TrafficSpec,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
@@ -99,4 +101,57 @@ fn the_vm_goes_on_when_the_network_between_the_nodes_goes_silent_during_the_copy
     assert_eq!(ended.dest.status, Some(1), "{}", both(&ended));
     assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
     assert_went_on(stage, &ended, &["session"]);
+}
+
+#[test]
+fn a_vm_that_stands_still_for_longer_than_allowed_goes_on_with_its_packets() {
+    require!(Root, Bpf, Lab);
+    let mut stage = Stage::set(StageOptions {
+        lab: LabConfig {
+            qemu: QemuVersion::V10_0,
+            dirty: Some((30, 16)),
+            ..LabConfig::default()
+        },
+        traffic: TrafficSpec {
+            pps_v4: 500,
+            pps_v6: 200,
+            ..TrafficSpec::default()
+        },
+        ..StageOptions::default()
+    })
+    .unwrap();
+    // Some hundred milliseconds of V's memory are left when it is stopped.
+    stage.lab.slow_path_to_b(7482, 20_000_000).unwrap();
+    let options = MigrationOptions {
+        source_args: ["--downtime=3000", "--pause-limit=3000"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..MigrationOptions::default()
+    };
+    let mut migration = Migration::begin(&mut stage, &options).unwrap();
+    migration
+        .look_until("V's stop", |migration| {
+            Ok(migration.timeline.stop_ns.is_some())
+        })
+        .unwrap();
+    let stalled = migration.stage.guest_b.process();
+    stalled.signal(Signal::SIGSTOP).unwrap();
+    migration
+        .look_until_logged(Role::Source, "phase=\"undo\"")
+        .unwrap();
+    let stalled = migration.stage.guest_b.process();
+    stalled.signal(Signal::SIGCONT).unwrap();
+    let (ended, _) = migration.end().unwrap();
+    assert_eq!(ended.source.status, Some(1), "{}", both(&ended));
+    let told = report(&ended.source);
+    assert_eq!(told["outcome"], "timeout", "{}", both(&ended));
+    let error = told["error"].as_str().unwrap();
+    assert!(error.contains("3000 ms (--pause-limit)"), "{error}");
+    assert!(told["returned"]["redirected"].as_u64() > Some(0), "{told}");
+    assert_eq!(ended.leaks, Vec::<String>::new(), "{}", both(&ended));
+    let status = stage.qmp_a.command("query-status", Value::Null).unwrap();
+    assert_eq!(status["running"], true, "{}", both(&ended));
+    let (client, silence) = stage.finish_traffic().unwrap();
+    assert_eq!(silence, None, "{}", both(&ended));
+    assert!(client.is_perfect(), "{client:?}\n{}", both(&ended));
 }

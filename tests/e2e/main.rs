@@ -19,6 +19,7 @@ mod impatient;
 mod ledger;
 mod metrics;
 mod neighbours;
+mod nics;
 mod perfect;
 mod preflight;
 mod preflight_kernel;

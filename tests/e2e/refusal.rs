@@ -27,10 +27,10 @@ fn replace_guest_b(stage: &mut Stage, memory_mib: u32, mac: &str) {
     let config = stage.lab.config();
     let spec = GuestSpec {
         qemu: config.qemu,
-        identity: Identity {
+        cards: vec![Identity {
             mac: mac.to_owned(),
             ..Identity::v(config.wiring.tap())
-        },
+        }],
         memory_mib,
         mtu: config.tap_mtu,
         dirty: None,

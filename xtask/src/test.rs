@@ -108,6 +108,10 @@ pub(crate) fn all(root: &Path) -> ExitCode {
             "the mirror's throughput, beside QEMU's own",
             "bench mirror --rounds 3",
         ),
+        (
+            "what a redirected packet costs, beside the kernel's tunnel",
+            "bench redirect --rounds 5 --packets 20000",
+        ),
     ] {
         let mut command = Command::new(root.join("target/release/katamaran-lab"));
         command.args(arguments.split(' ')).current_dir(root);

@@ -77,6 +77,7 @@ fn is_source(args: &MigrateArgs) -> bool {
         || args.verify_storage
         || args.auto_converge
         || args.conntrack == Switch::Off
+        || args.pause_limit.is_some()
         || args.migration_timeout.is_some()
         || !args.trust_shared_volume.is_empty()
 }

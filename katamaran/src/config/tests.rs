@@ -79,6 +79,26 @@ fn the_migration_timeout_is_refused_out_of_range_and_never_clamped() {
 }
 
 #[test]
+fn the_pause_limit_is_refused_below_the_pause_that_is_accepted_and_beyond_ten_minutes() {
+    let limit = |extra: &[&str]| match config(SOURCE, extra).unwrap() {
+        Config::Source(c) => c.pause_limit.map(|limit| limit.as_millis()),
+        Config::Destination(_) => panic!("not a source"),
+    };
+    assert_eq!(limit(&[]), None);
+    assert_eq!(limit(&["--pause-limit", "50"]), Some(50));
+    assert_eq!(limit(&["--pause-limit", "600000"]), Some(600_000));
+    for [limit, downtime] in [["49", "50"], ["600001", "50"], ["700", "800"]] {
+        let text = refused(SOURCE, &["--pause-limit", limit, "--downtime", downtime]);
+        assert!(
+            text.contains(&format!(
+                "--pause-limit {limit} is out of range: from --downtime ({downtime})"
+            )),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn mixed_families_are_refused_both_ways() {
     assert!(refused(SOURCE, &["--vm-ip", "fd00::5"]).contains("IPv6 address fd00::5"));
     let v6 = &SOURCE
@@ -135,6 +155,7 @@ fn numbers_out_of_range_are_refused_before_they_overflow_a_clock() {
         "--storage-sync-timeout",
         "--cni-convergence-delay",
         "--migration-timeout",
+        "--pause-limit",
         "--downtime",
     ] {
         let text = refused(SOURCE, &[flag, &largest]);

@@ -3,6 +3,7 @@
 //! All of it follows from QEMU's process id, which the QMP socket's peer credentials give. Reads
 //! `/proc` only; flags of the user override what is found.
 
+mod cards;
 mod process;
 mod wiring;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use crate::net::{NetError, NetNs};
 
+pub use cards::{Card, cards};
 pub use process::{Process, TapDescriptor};
 pub use wiring::{Pod, Wiring, wiring};
 
@@ -147,6 +149,18 @@ pub fn tap(pid: i32, wanted: Option<&str>) -> Result<Tap, DiscoverError> {
         netns,
         vhost: process.vhost(),
     })
+}
+
+/// All taps that the process holds, each in its namespace, by name.
+///
+/// # Errors
+/// There is none, or the process can't be looked at.
+pub fn taps(pid: i32) -> Result<Vec<Tap>, DiscoverError> {
+    let names = Process::read(pid)?.tap_names();
+    if names.is_empty() {
+        return Err(DiscoverError::NoTap { pid });
+    }
+    names.iter().map(|name| tap(pid, Some(name))).collect()
 }
 
 fn choose(

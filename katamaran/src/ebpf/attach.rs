@@ -1,4 +1,8 @@
 //! Attaching programs, pinning what attaches them, and taking them off again.
+//!
+//! Without TCX a program is a filter of a clsact qdisc, which we add where there is none. It stays: with a qdisc that comes or goes the
+//! kernel resets the device's queue, and what waits in it, or comes meanwhile, is dropped (`qdisc_graft()`, net/sched/sch_api.c).
+//! That a device gets one costs such packets once; with a device of ours it goes.
 
 use std::error::Error;
 use std::io;
@@ -14,7 +18,6 @@ use aya::util::KernelVersion;
 
 use super::device;
 use super::error::EbpfError;
-use super::netlink;
 use super::object;
 use super::place::Place;
 
@@ -142,11 +145,11 @@ impl Hook {
             .map_err(|error| self.failed(error))
     }
 
-    /// Adds a clsact qdisc unless there is one; the device, if the qdisc is ours.
-    pub(super) fn add_clsact(&self) -> Result<Option<u32>, EbpfError> {
+    /// Adds a clsact qdisc unless there is one. Returns whether there was none.
+    pub(super) fn add_clsact(&self) -> Result<bool, EbpfError> {
         match tc::qdisc_add_clsact(&self.interface) {
-            Ok(()) => Ok(Some(self.ifindex)),
-            Err(error) if already_there(&error) => Ok(None),
+            Ok(()) => Ok(true),
+            Err(error) if already_there(&error) => Ok(false),
             Err(error) => Err(self.failed(error.into())),
         }
     }
@@ -163,10 +166,8 @@ enum Held {
         /// aya detaches a filter that is dropped; a crash would not, and neither do pinned links.
         filter: ManuallyDrop<SchedClassifierLink>,
         pin: PathBuf,
-        /// The device whose clsact qdisc is ours.
-        clsact_of: Option<u32>,
-        /// Packets went through that device.
-        was_in_use: bool,
+        /// A device that packets went through got its qdisc.
+        has_reset_queue: bool,
         place: Place,
     },
 }
@@ -184,20 +185,16 @@ impl Attachments {
         self.mode
     }
 
-    /// Whether a device that packets go through got a clsact qdisc for it: the kernel resets its queue then, and what waits in it is
-    /// dropped (`qdisc_graft()`, net/sched/sch_api.c).
-    pub(super) fn has_reset_a_queue(&self) -> bool {
-        let is_reset = |held: &Held| {
-            matches!(
-                held,
-                Held::Filter {
-                    clsact_of: Some(_),
-                    was_in_use: true,
-                    ..
-                }
-            )
-        };
-        self.held.iter().any(is_reset)
+    /// Whether a device that packets go through got a clsact qdisc for this program.
+    pub(super) fn has_reset_a_queue(&self, of: &str) -> bool {
+        self.held.iter().any(|held| match held {
+            Held::Link { .. } => false,
+            Held::Filter {
+                program,
+                has_reset_queue,
+                ..
+            } => *has_reset_queue && *program == of,
+        })
     }
 
     /// Attaches a loaded TC program to a device.
@@ -227,13 +224,8 @@ impl Attachments {
                 self.pin(hook.program, link, &pin)?;
             }
             AttachMode::Clsact => {
-                let clsact_of = hook.add_clsact()?;
-                if let Err(error) = self.filter(ebpf, hook, clsact_of, pins) {
-                    if let Some(Err(second)) = clsact_of.map(remove_clsact) {
-                        tracing::warn!(error = &second as &dyn Error, "a clsact qdisc is left");
-                    }
-                    return Err(error);
-                }
+                let is_new = hook.add_clsact()?;
+                self.filter(ebpf, hook, is_new && !hook.is_ours, pins)?;
             }
         }
         self.mode = Some(mode);
@@ -245,10 +237,10 @@ impl Attachments {
         &mut self,
         ebpf: &mut Ebpf,
         hook: &Hook,
-        clsact_of: Option<u32>,
+        has_reset_queue: bool,
         pins: &Path,
     ) -> Result<(), EbpfError> {
-        let pin = pins.join(filter_pin(hook, clsact_of.is_some())?);
+        let pin = pins.join(filter_pin(hook)?);
         let first = NlOptions {
             priority: 1,
             ..NlOptions::default()
@@ -264,8 +256,7 @@ impl Attachments {
             program: hook.program,
             filter,
             pin,
-            clsact_of,
-            was_in_use: !hook.is_ours,
+            has_reset_queue,
             place: hook.place.clone(),
         });
         Ok(())
@@ -328,7 +319,6 @@ impl Held {
                 program,
                 filter,
                 pin,
-                clsact_of,
                 place,
                 ..
             } => place.run(|| {
@@ -343,8 +333,7 @@ impl Held {
                     operation: "remove",
                     path: pin,
                     source,
-                })?;
-                clsact_of.map_or(Ok(()), remove_clsact)
+                })
             }),
         }
     }
@@ -369,18 +358,10 @@ fn already_there(error: &TcError) -> bool {
     }
 }
 
-fn remove_clsact(ifindex: u32) -> Result<(), EbpfError> {
-    netlink::remove_unused_clsact(ifindex).map_err(|source| EbpfError::Clsact {
-        operation: "remove",
-        ifindex,
-        source,
-    })
-}
-
 const FILTER_PREFIX: &str = "filter-";
 
-/// `filter-PROGRAM-NETNS-IFINDEX-DIRECTION-own|shared`: all that is needed to take the filter off.
-fn filter_pin(hook: &Hook, created: bool) -> Result<String, EbpfError> {
+/// `filter-PROGRAM-NETNS-IFINDEX-DIRECTION`: all that is needed to take the filter off.
+fn filter_pin(hook: &Hook) -> Result<String, EbpfError> {
     let Hook {
         program,
         ifindex,
@@ -388,9 +369,8 @@ fn filter_pin(hook: &Hook, created: bool) -> Result<String, EbpfError> {
         ..
     } = hook;
     let netns = device::netns_inum()?;
-    let clsact = if created { "own" } else { "shared" };
     Ok(format!(
-        "{FILTER_PREFIX}{program}-{netns}-{ifindex}-{}-{clsact}",
+        "{FILTER_PREFIX}{program}-{netns}-{ifindex}-{}",
         direction.name()
     ))
 }
@@ -421,7 +401,7 @@ pub(super) fn take_off(pin: &Path) -> Result<(), EbpfError> {
 
 fn detach_filter(pin: &Path, name: &str) -> Result<(), EbpfError> {
     let parts: Vec<&str> = name.split('-').collect();
-    let ["filter", program, netns, ifindex, direction, clsact] = parts[..] else {
+    let ["filter", program, netns, ifindex, direction] = parts[..] else {
         return Ok(());
     };
     if netns != device::netns_inum()?.to_string() {
@@ -448,19 +428,12 @@ fn detach_filter(pin: &Path, name: &str) -> Result<(), EbpfError> {
         Direction::Egress
     };
     match tc::qdisc_detach_program(&interface, direction.attach_type(), program) {
-        Ok(()) => {}
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(EbpfError::Clsact {
-                operation: "remove our filter from",
-                ifindex,
-                source: io::Error::other(error.to_string()),
-            });
-        }
-    }
-    if clsact == "own" {
-        remove_clsact(ifindex)
-    } else {
-        Ok(())
+        Ok(()) => Ok(()),
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(EbpfError::Clsact {
+            operation: "remove our filter from",
+            ifindex,
+            source: io::Error::other(error.to_string()),
+        }),
     }
 }

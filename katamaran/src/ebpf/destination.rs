@@ -156,6 +156,13 @@ impl DestinationDataplane {
         self.plane.attach_mode()
     }
 
+    /// Whether attaching the program that takes packets out of the tunnel reset the queue of the device to the other node: what waited
+    /// there, of this node's and of any VM's, was dropped.
+    #[must_use]
+    pub fn has_reset_the_uplink(&self) -> bool {
+        self.plane.has_reset_a_queue(names::PROGRAM_DELIVER)
+    }
+
     /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.
     ///
     /// For an outcome that is not known, when V's packets must go on as they do; [`sweep`] or arming

@@ -38,7 +38,6 @@ mod destination;
 mod device;
 mod drops;
 mod error;
-mod netlink;
 mod object;
 mod place;
 mod plane;

@@ -124,8 +124,8 @@ impl Plane {
         self.attachments.mode().unwrap_or(AttachMode::Tcx)
     }
 
-    pub(super) fn has_reset_a_queue(&self) -> bool {
-        self.attachments.has_reset_a_queue()
+    pub(super) fn has_reset_a_queue(&self, of: &str) -> bool {
+        self.attachments.has_reset_a_queue(of)
     }
 
     /// Takes everything off; goes on after a failure and returns the first.

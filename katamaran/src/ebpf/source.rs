@@ -316,7 +316,7 @@ impl SourceDataplane {
     /// counted.
     #[must_use]
     pub fn has_reset_a_queue(&self) -> bool {
-        self.plane.has_reset_a_queue()
+        self.plane.has_reset_a_queue(names::PROGRAM_SOURCE)
     }
 
     /// Leaves everything in place as a crash would: attached, pinned, belonging to nobody.

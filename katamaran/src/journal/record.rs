@@ -34,8 +34,11 @@ pub struct Header {
     pub peer: String,
     /// Addresses of the VM.
     pub vm: Vec<IpAddr>,
-    /// The VM's tap.
+    /// The tap of the VM's first network card.
     pub tap: Tap,
+    /// Those of the others, in the source's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_taps: Vec<Tap>,
     /// Number of the network namespace that katamaran ran in.
     pub netns: u64,
     /// What becomes of the source's QEMU once the VM runs on the destination.
@@ -45,6 +48,18 @@ pub struct Header {
     /// How long to wait, in seconds, for the network to send the VM's packets to the destination (`--cni-convergence-delay`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convergence_s: Option<u64>,
+}
+
+impl Header {
+    /// The taps of all network cards.
+    pub fn taps(&self) -> impl Iterator<Item = &Tap> {
+        std::iter::once(&self.tap).chain(&self.more_taps)
+    }
+
+    /// The ids by which the cards go in names of kernel objects.
+    pub fn ids(&self) -> impl Iterator<Item = SessionId> {
+        (0..=self.more_taps.len()).map(|nic| self.session.of_nic(nic))
+    }
 }
 
 /// A tap, as long as it exists.
@@ -94,10 +109,13 @@ pub enum Record {
     },
     /// The destination looks after volumes that both nodes have open: its right to write there ends with the process.
     Attached,
-    /// The tap's ring is lengthened.
+    /// A tap's ring is lengthened.
     Ring {
         /// Its length until now.
         before: u32,
+        /// Which of [`Header::taps`].
+        #[serde(default)]
+        nic: usize,
     },
     /// QEMU is set up for a migration.
     QemuSettings {

@@ -21,6 +21,7 @@ fn header(role: Role) -> Header {
             index: 3,
             netns: 4,
         },
+        more_taps: Vec::new(),
         netns: 4,
         ends_qemu: true,
         receipts: Some(Receipts::random()),

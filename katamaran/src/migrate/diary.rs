@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::{MigrateError, chain};
 use super::message::VmDescription;
+use super::nic::Nic;
 use super::node::Node;
 use super::rollback::Undone;
 use crate::config::CommonConfig;
@@ -37,6 +38,23 @@ impl Diary {
     /// # Errors
     /// [`MigrateError::Journal`].
     pub(crate) fn begin(node: &Node, beginning: Beginning<'_>) -> Result<Self, MigrateError> {
+        Self::of_taps(node, node.nics.iter(), beginning)
+    }
+
+    /// `nics` are the node's, in the source's order.
+    fn of_taps<'a>(
+        node: &Node,
+        nics: impl Iterator<Item = &'a Nic>,
+        beginning: Beginning<'_>,
+    ) -> Result<Self, MigrateError> {
+        let mut taps = nics.map(|nic| Tap {
+            name: nic.tap.name.clone(),
+            index: nic.tap.index,
+            netns: nic.tap_netns.inode(),
+        });
+        let tap = taps
+            .next()
+            .ok_or(MigrateError::OutOfStep { what: "no NIC" })?;
         let header = Header {
             schema: SCHEMA,
             software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -47,11 +65,8 @@ impl Diary {
             qemu: node.qemu_pid.and_then(ProcessId::of),
             peer: beginning.peer,
             vm: beginning.vm,
-            tap: Tap {
-                name: node.tap.name.clone(),
-                index: node.tap.index,
-                netns: node.tap_netns.inode(),
-            },
+            tap,
+            more_taps: taps.collect(),
             netns: node.netns.inode(),
             ends_qemu: beginning.ends_qemu,
             receipts: beginning.receipts,
@@ -77,12 +92,13 @@ impl Diary {
             role: Role::Destination,
             qmp: &config.qmp,
             peer: source.to_string(),
-            vm: vm.addresses.clone(),
+            vm: vm.addresses(),
             ends_qemu: false,
             receipts: vm.receipts.clone(),
             convergence_s: vm.convergence_s,
         };
-        Self::begin(node, beginning)
+        let nics = vm.nics().filter_map(|theirs| node.nic_for(theirs));
+        Self::of_taps(node, nics, beginning)
     }
 
     /// The one of a session that was taken over.

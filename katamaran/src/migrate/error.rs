@@ -87,6 +87,8 @@ pub enum MigrateError {
         /// How the RAM copy went, if it had begun.
         copy: Option<CopyRates>,
     },
+    #[error("the VM has stood still for {} ms (--pause-limit) and is not complete on the destination", .limit.as_millis())]
+    PauseTooLong { limit: Duration },
     #[error("{what} did not happen within {} ms", .within.as_millis())]
     Deadline {
         what: &'static str,
@@ -142,7 +144,7 @@ impl MigrateError {
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         match self {
-            Self::TimedOut { .. } => true,
+            Self::TimedOut { .. } | Self::PauseTooLong { .. } => true,
             Self::Storage(error) => error.is_timeout(),
             _ => false,
         }

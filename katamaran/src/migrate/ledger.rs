@@ -117,6 +117,20 @@ pub struct Returned {
 }
 
 impl Returned {
+    /// Of two network cards.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            redirected: self.redirected + other.redirected,
+            arrived: self
+                .arrived
+                .zip(other.arrived)
+                .map(|(one, other)| one + other),
+            returned: self.returned + other.returned,
+            from_copies: self.from_copies + other.from_copies,
+        }
+    }
+
     /// What is missing, in words; `None` when nothing is.
     #[must_use]
     pub fn missing(&self) -> Option<String> {

@@ -84,17 +84,31 @@ pub enum Request {
     Block,
     Inject {
         frames: Vec<WireFrame>,
+        /// Of [`VmDescription::nics`].
+        #[serde(default, skip_serializing_if = "is_first")]
+        nic: usize,
     },
     Commit,
     Reconcile {
         redirected: Option<u64>,
+        #[serde(default, skip_serializing_if = "is_first")]
+        nic: usize,
     },
     Finish {
         summary: Summary,
     },
     Abort {
         reason: String,
+        /// Whose packets are given back.
+        #[serde(default, skip_serializing_if = "is_first")]
+        nic: usize,
     },
+}
+
+/// With one network card the wire form is what it was before there could be more.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_first(nic: &usize) -> bool {
+    *nic == 0
 }
 
 /// From the destination, one per request.
@@ -143,12 +157,23 @@ pub enum Notice {
     GivingUp { reason: String },
 }
 
-/// The VM as the source sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VmDescription {
+/// A network card of the VM, as the source sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicDescription {
     pub addresses: Vec<IpAddr>,
     pub mac: [u8; 6],
     pub tap_mtu: u32,
+}
+
+/// The VM as the source sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmDescription {
+    /// The first network card.
+    #[serde(flatten)]
+    pub nic: NicDescription,
+    /// The others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_nics: Vec<NicDescription>,
     pub ram_bytes: Option<u64>,
     pub machine_type: Option<String>,
     pub vcpus: Option<u32>,
@@ -162,6 +187,22 @@ pub struct VmDescription {
     /// `--cni-convergence-delay`, for whoever cleans up after a dead session; absent from a look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convergence_s: Option<u64>,
+}
+
+impl VmDescription {
+    /// All network cards.
+    pub fn nics(&self) -> impl Iterator<Item = &NicDescription> {
+        std::iter::once(&self.nic).chain(&self.more_nics)
+    }
+
+    /// The addresses of all of them.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.nics()
+            .flat_map(|nic| &nic.addresses)
+            .copied()
+            .collect()
+    }
 }
 
 /// How the VM's drives get to the destination.
@@ -354,6 +395,7 @@ mod tests {
             (
                 serde_json::to_string(&Request::Inject {
                     frames: vec![WireFrame(vec![0, 1, 2])],
+                    nic: 0,
                 })
                 .unwrap(),
                 r#"{"Inject":{"frames":["AAEC"]}}"#,

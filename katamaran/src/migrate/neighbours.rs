@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use crate::migrate::error::chain;
-use crate::migrate::node::Node;
+use crate::migrate::nic::Nic;
 use crate::net::NetError;
 use crate::net::handle::Netlink;
 use crate::net::link::{LinkInfo, MacAddr};
@@ -25,10 +25,10 @@ pub(crate) struct Neighbours {
 }
 
 impl Neighbours {
-    pub(crate) fn of(node: &Node, addresses: &[IpAddr], mac: [u8; 6]) -> Self {
+    pub(crate) fn of(nic: &Nic, addresses: &[IpAddr], mac: [u8; 6]) -> Self {
         Self {
-            netlink: node.netlink.clone(),
-            device: node.last_device().ok().cloned(),
+            netlink: nic.netlink.clone(),
+            device: nic.last_device().ok().cloned(),
             addresses: addresses.to_vec(),
             mac: MacAddr(mac),
         }

@@ -1,20 +1,21 @@
-//! The VM on this node: its QEMU, its tap, the namespaces they live in.
+//! The VM on this node: its QEMU, and its network cards.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, MigrateError, chain};
+use super::message::NicDescription;
+use super::nic::Nic;
 use super::rollback::UndoStack;
 use crate::config::CommonConfig;
-use crate::discover::{self, Wiring};
-use crate::ebpf::PodEnd;
-use crate::net::link::{LinkInfo, MacAddr};
+use crate::discover;
+use crate::net::link::MacAddr;
 use crate::net::{NetNs, Netlink};
 use crate::qmp::{EventStream, Qmp, command};
 use crate::role::Role;
 use crate::session_id::SessionId;
 
-/// The VM's QEMU and tap on this node.
+/// The VM's QEMU and network cards on this node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) qmp: Qmp,
@@ -24,12 +25,8 @@ pub(crate) struct Node {
     /// The node's own network namespace: the one this process was started in.
     pub(crate) netns: NetNs,
     pub(crate) netlink: Netlink,
-    /// Where the tap is.
-    pub(crate) tap_netns: NetNs,
-    pub(crate) tap_netlink: Netlink,
-    pub(crate) tap: LinkInfo,
-    /// How the tap hangs on the node's network, or why that can't be told.
-    pub(crate) wiring: Result<Wiring, String>,
+    /// At least one; in QEMU's order.
+    pub(crate) nics: Vec<Nic>,
 }
 
 impl Node {
@@ -42,10 +39,10 @@ impl Node {
         Self::around(qmp, config.tap.as_deref(), config.tap_netns.as_deref()).await
     }
 
-    /// Finds the tap of a QEMU. Changes nothing.
+    /// Finds the taps of a QEMU. Changes nothing.
     ///
     /// # Errors
-    /// No tap, or several and none chosen.
+    /// No tap, or which belongs to which of the VM's cards can't be told.
     pub(crate) async fn around(
         qmp: Qmp,
         tap: Option<&str>,
@@ -55,106 +52,57 @@ impl Node {
         let qemu_pid = qmp.peer_pid().and_then(|pid| i32::try_from(pid).ok());
         let netns = NetNs::current().doing("open this node's network namespace")?;
         let netlink = netns.netlink().doing("open netlink")?;
-        let (tap_name, tap_netns) = match (tap, tap_netns, qemu_pid) {
+        let taps = match (tap, tap_netns, qemu_pid) {
             (Some(tap), Some(path), _) => {
-                (tap.to_owned(), NetNs::open(path).doing("open --tap-netns")?)
+                vec![(tap.to_owned(), NetNs::open(path).doing("open --tap-netns")?)]
             }
-            (Some(tap), None, None) => (tap.to_owned(), netns.clone()),
+            (Some(tap), None, None) => vec![(tap.to_owned(), netns.clone())],
             (wanted, path, Some(pid)) => {
-                let found = discover::tap(pid, wanted)?;
-                let tap_netns = match path {
-                    Some(path) => NetNs::open(path).doing("open --tap-netns")?,
-                    None => found.netns,
+                let found = match wanted {
+                    Some(_) => vec![discover::tap(pid, wanted)?],
+                    None => discover::taps(pid)?,
                 };
-                (found.name, tap_netns)
+                let place = |found: discover::Tap| match path {
+                    Some(path) => Ok((found.name, NetNs::open(path).doing("open --tap-netns")?)),
+                    None => Ok((found.name, found.netns)),
+                };
+                found
+                    .into_iter()
+                    .map(place)
+                    .collect::<Result<_, MigrateError>>()?
             }
             (None, _, None) => {
-                return Err(MigrateError::Refused {
-                    problems: vec![
-                        "QEMU's process can't be told from its QMP socket: name the VM's tap with --tap".into(),
-                    ],
-                });
+                return Err(refused(
+                    "QEMU's process can't be told from its QMP socket: name the VM's tap with --tap",
+                ));
             }
         };
-        let tap_netlink = tap_netns.netlink().doing("open netlink where the tap is")?;
-        let tap = tap_netlink
-            .link_by_name(&tap_name)
-            .await
-            .doing("look at the tap")?;
-        let wiring = discover::wiring(&netlink, &tap_netlink, &tap).await;
+        let mut nics = Vec::new();
+        for (name, tap_netns, mac) in behind_cards(&qmp, qemu_pid, taps, tap).await? {
+            nics.push(Nic::look(&netns, &netlink, tap_netns, &name, mac).await?);
+        }
         Ok(Self {
             qmp,
             events,
             qemu_pid,
             netns,
             netlink,
-            tap_netns,
-            tap_netlink,
-            tap,
-            wiring: wiring.map_err(|error| chain(&error)),
+            nics,
         })
     }
 
-    /// The device of the node that leads to the VM and to nobody else: the tap itself, or the node's end of the
-    /// pod's veth.
-    ///
-    /// # Errors
-    /// It can't be told.
-    pub(crate) fn last_device(&self) -> Result<&LinkInfo, MigrateError> {
-        match &self.wiring {
-            Ok(Wiring::Node) => Ok(&self.tap),
-            Ok(Wiring::Pod(pod)) => Ok(&pod.outside),
-            Err(why) => Err(refused(why)),
+    /// The one that is the source's; the only one, where there is but one.
+    pub(crate) fn nic_for(&self, theirs: &NicDescription) -> Option<&Nic> {
+        match &self.nics[..] {
+            [only] => Some(only),
+            nics => nics.iter().find(|nic| nic.mac == Ok(MacAddr(theirs.mac))),
         }
     }
 
-    /// The pod's end of the VM's veth, where there is a pod.
-    pub(crate) fn pod_end(&self) -> Option<&LinkInfo> {
-        match &self.wiring {
-            Ok(Wiring::Pod(pod)) => Some(&pod.inside),
-            Ok(Wiring::Node) | Err(_) => None,
-        }
-    }
-
-    /// A device of the tap's namespace, for the programs.
-    pub(crate) fn in_pod(&self, device: &LinkInfo) -> PodEnd {
-        PodEnd {
-            netns: self.tap_netns.file(),
-            ifindex: device.index,
-        }
-    }
-
-    /// Whether a device that the kernel names in a drop is between the last device of the node and QEMU.
-    pub(crate) fn is_behind_last_device(&self, netns_inum: u32, ifindex: u32) -> bool {
-        if self.tap_netns != self.netns && netns_inum == inum(&self.tap_netns) {
-            return true;
-        }
-        netns_inum == inum(&self.netns)
-            && self.last_device().is_ok_and(|last| last.index == ifindex)
-    }
-
-    /// The VM's Ethernet address on this tap, from QEMU.
-    ///
-    /// # Errors
-    /// QEMU reports none, or several NICs.
-    pub(crate) async fn vm_mac(&self) -> Result<MacAddr, MigrateError> {
-        let filters = self
-            .qmp
-            .execute(command::QueryRxFilter::default())
-            .await
-            .doing("ask for the VM's Ethernet address")?;
-        let mut macs = filters
-            .iter()
-            .filter_map(|f| f.main_mac.parse::<MacAddr>().ok());
-        match (macs.next(), macs.next()) {
-            (Some(mac), None) => Ok(mac),
-            (None, _) => Err(refused(
-                "QEMU reports no NIC whose Ethernet address can be read (query-rx-filter)",
-            )),
-            (Some(_), Some(_)) => Err(refused(
-                "the VM has several NICs: only VMs with one are migrated by this version",
-            )),
-        }
+    /// The names of the VM's taps.
+    pub(crate) fn tap_names(&self) -> String {
+        let names: Vec<&str> = self.nics.iter().map(|nic| nic.tap.name.as_str()).collect();
+        names.join(", ")
     }
 
     /// The machine type and the RAM size, as far as this QEMU tells them.
@@ -181,6 +129,84 @@ impl Node {
         let v = self.qmp.version();
         (v.major, v.minor, v.micro)
     }
+}
+
+/// A tap, its namespace, and the Ethernet address of the card that it is behind.
+type Behind = (String, NetNs, Result<MacAddr, String>);
+
+/// The taps that are behind the VM's cards, with these. `named` is the one that the user names.
+async fn behind_cards(
+    qmp: &Qmp,
+    qemu_pid: Option<i32>,
+    taps: Vec<(String, NetNs)>,
+    named: Option<&str>,
+) -> Result<Vec<Behind>, MigrateError> {
+    let macs = macs(qmp).await;
+    let several = macs.as_ref().is_ok_and(|macs| macs.len() > 1);
+    let mut taps = taps.into_iter();
+    if named.is_some() || (taps.len() == 1 && !several) {
+        let mac = match macs.as_deref() {
+            Ok([only]) => Ok(*only),
+            Ok([]) => Err(
+                "QEMU reports no NIC whose Ethernet address can be read (query-rx-filter)"
+                    .to_owned(),
+            ),
+            Ok(several) => Err(format!(
+                "the VM has {} NICs: leave --tap out, and the taps of all are found",
+                several.len()
+            )),
+            Err(why) => Err(why.clone()),
+        };
+        return Ok(taps
+            .next()
+            .map(|(tap, netns)| (tap, netns, mac))
+            .into_iter()
+            .collect());
+    }
+    let descriptors = match qemu_pid {
+        Some(pid) => discover::Process::read(pid)?.taps,
+        None => Vec::new(),
+    };
+    let ask = command::HumanMonitorCommand {
+        command_line: "info network",
+    };
+    let told = qmp
+        .execute(ask)
+        .await
+        .doing("ask for the taps of the VM's NICs")?;
+    let cards = discover::cards(&told, &descriptors);
+    let (all, known) = (macs.map_or(0, |macs| macs.len()), cards.len());
+    if cards.is_empty() || known < all {
+        let names: Vec<String> = taps.map(|(name, _)| name).collect();
+        return Err(refused(format!(
+            "the VM has {all} NICs whose Ethernet address can be read, and QEMU has the taps {} open: which belongs to which can be told \
+             of {known} only. Every NIC needs a tap; if only one tap is the VM's, name it with --tap",
+            names.join(", ")
+        )));
+    }
+    let mut taps: Vec<(String, NetNs)> = taps.collect();
+    let mut behind = Vec::new();
+    for card in cards {
+        if let Some(at) = taps.iter().position(|(name, _)| *name == card.tap) {
+            let (tap, netns) = taps.swap_remove(at);
+            behind.push((tap, netns, Ok(card.mac)));
+        }
+    }
+    Ok(behind)
+}
+
+/// The Ethernet addresses of the VM's cards, or why they can't be told.
+async fn macs(qmp: &Qmp) -> Result<Vec<MacAddr>, String> {
+    let filters = qmp.execute(command::QueryRxFilter::default()).await;
+    let filters = filters.map_err(|error| chain(&error))?;
+    let mut macs: Vec<MacAddr> = Vec::new();
+    for mac in filters.iter().filter_map(|f| f.main_mac.parse().ok()) {
+        // A card with several queues is told several times.
+        if !macs.contains(&mac) {
+            macs.push(mac);
+        }
+    }
+    Ok(macs)
 }
 
 /// The namespace's number as the kernel's programs see it (`ns_common.inum` is 32 bits wide).

@@ -12,6 +12,7 @@ use super::ledger::{
 use super::message::{Buffer, Held, Tunnel};
 use super::reconcile::Reconciled;
 use super::rollback::Undone;
+use super::several::NicReport;
 use super::shared::report::SharedVolumeReport;
 use super::storage::DriveProgress;
 use crate::qmp::command::CopyMode;
@@ -29,7 +30,7 @@ pub enum Outcome {
     Migrated,
     /// The VM runs on the source.
     Failed,
-    /// The VM runs on the source: the time that the user allows was over (`--migration-timeout`).
+    /// The VM runs on the source: the time that the user allows was over (`--migration-timeout`, `--pause-limit`).
     #[serde(rename = "timeout")]
     TimedOut,
     /// Refused before anything was touched.
@@ -249,7 +250,11 @@ pub struct Report {
     /// The VM's connections, on the source; `null` where nobody asked for them (`--conntrack off`).
     #[serde(default)]
     pub conntrack: Option<ConntrackReport>,
+    /// Of the whole VM.
     pub ledger: Option<LedgerReport>,
+    /// One for each of the VM's network cards, where it has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicReport>,
     /// On the source, after an abort: what waited at the destination is back. `null` where nothing was redirected.
     #[serde(default)]
     pub returned: Option<Returned>,
@@ -287,6 +292,7 @@ impl Report {
             held: None,
             conntrack: None,
             ledger: None,
+            nics: Vec::new(),
             returned: None,
             verdict: Verdict::Unproven,
             unproven: Vec::new(),

@@ -336,6 +336,14 @@ fn write_ledger(out: &mut String, r: &Report) -> std::fmt::Result {
             l.recovered.from_source_tap, l.recovered.into_destination_tap
         )?;
     }
+    for nic in &r.nics {
+        let (passed, redirected) = (count(nic.ledger.d3), count(nic.ledger.s3));
+        writeln!(
+            out,
+            "    of {}: S3 {redirected}; D3 {passed}: {}",
+            nic.tap, nic.verdict
+        )?;
+    }
     Ok(())
 }
 

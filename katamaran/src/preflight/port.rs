@@ -91,7 +91,7 @@ async fn ask(config: &SourceConfig, qemu: Option<&Qemu>, wiring: &Wiring, found:
         }
     }
     let name = "vm-there";
-    let (Some(qemu), Some(node), Some(mac)) = (qemu, &wiring.node, wiring.mac) else {
+    let (Some(qemu), Some(node), Some(nics)) = (qemu, &wiring.node, &wiring.nics) else {
         let why = "the destination was not asked for the VM, which is not known here";
         found.push(Check::unchecked(AREA, name, why, "Give --qmp."));
         return;
@@ -102,7 +102,7 @@ async fn ask(config: &SourceConfig, qemu: Option<&Qemu>, wiring: &Wiring, found:
         return;
     };
     let shared = config.common.shared_storage;
-    let vm = describe_vm(node, mac, &config.vm_ips, shared, drives).await;
+    let vm = describe_vm(node, nics.clone(), shared, drives).await;
     found.push(match ask_prepare(&peer, vm).await {
         Ok(theirs) => {
             let (major, minor, micro) = theirs.qemu_version;

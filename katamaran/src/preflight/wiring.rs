@@ -7,8 +7,11 @@ use crate::config::{CommonConfig, PreflightConfig, SourceConfig};
 use crate::discover;
 use crate::ebpf;
 use crate::migrate::chain;
+use crate::migrate::error::MigrateError;
+use crate::migrate::message::NicDescription;
+use crate::migrate::nic::Nic;
 use crate::migrate::node::Node;
-use crate::migrate::source::prepare::find_hook;
+use crate::migrate::source::prepare::{Way, find_hook, find_ways};
 use crate::net::link::{LinkInfo, MacAddr};
 use crate::net::tapfd::TapQueues;
 use crate::net::{NetNs, Netlink};
@@ -19,8 +22,10 @@ const AREA: Area = Area::Wiring;
 #[derive(Default)]
 pub(super) struct Wiring {
     pub(super) node: Option<Node>,
+    /// Of several, the one with the largest MTU.
     pub(super) tap: Option<LinkInfo>,
-    pub(super) mac: Option<MacAddr>,
+    /// The VM's network cards, as the destination is told of them.
+    pub(super) nics: Option<Vec<NicDescription>>,
 }
 
 pub(super) async fn look(
@@ -36,26 +41,83 @@ pub(super) async fn look(
         None => by_name(common, netlink, found).await,
     };
     if let Some(node) = &wiring.node {
-        match node.vm_mac().await {
-            Ok(mac) => {
-                found.push(Check::ok(AREA, "nic", format!("one, {mac}")));
-                wiring.mac = Some(mac);
-            }
-            Err(error) => found.push(Check::missing(
-                AREA,
-                "nic",
-                chain(&error),
-                "Only a VM with one NIC, of a model that tells its address (virtio-net does), is migrated.",
-            )),
-        }
+        found.push(nic_check(node));
     }
     if let Some(source) = &config.source
         && !config.is_node_only()
     {
-        let check = redirect_device(source, netlink, &wiring).await;
-        found.push(check);
+        match &wiring.node {
+            Some(node) if node.nics.len() > 1 => {
+                wiring.nics = redirect_devices(source, node, found).await;
+            }
+            node => {
+                let nic = node.as_ref().and_then(|node| node.nics.first());
+                wiring.nics = nic.and_then(|nic| {
+                    Some(vec![NicDescription {
+                        addresses: source.vm_ips.clone(),
+                        mac: nic.mac().ok()?.0,
+                        tap_mtu: nic.tap.mtu,
+                    }])
+                });
+                let check = redirect_device(source, netlink, nic).await;
+                found.push(check);
+            }
+        }
     }
     wiring
+}
+
+fn nic_check(node: &Node) -> Check {
+    let macs = node.nics.iter().map(|nic| Ok((nic.mac()?, nic)));
+    match macs.collect::<Result<Vec<_>, MigrateError>>() {
+        Ok(macs) if macs.len() == 1 => Check::ok(AREA, "nic", format!("one, {}", macs[0].0)),
+        Ok(macs) => {
+            let name = |(mac, nic): &(MacAddr, &Nic)| format!("{mac} ({})", nic.tap.name);
+            let names: Vec<String> = macs.iter().map(name).collect();
+            Check::ok(AREA, "nic", format!("{}: {}", macs.len(), names.join(", ")))
+        }
+        Err(error) => Check::missing(
+            AREA,
+            "nic",
+            chain(&error),
+            "Each NIC has to be of a model that tells its address (virtio-net does), with a tap.",
+        ),
+    }
+}
+
+/// Of a VM with several network cards.
+async fn redirect_devices(
+    config: &SourceConfig,
+    node: &Node,
+    found: &mut Found,
+) -> Option<Vec<NicDescription>> {
+    let name = "redirect-device";
+    if config.vm_ips.is_empty() {
+        let why = "which device leads to which of the VM's NICs is told by the routes to its addresses, which were not given";
+        found.push(Check::unchecked(AREA, name, why, "Give --vm-ip."));
+        return None;
+    }
+    match find_ways(node, config.redirect_dev.as_deref(), &config.vm_ips).await {
+        Ok(ways) => {
+            for way in &ways {
+                let addresses: Vec<String> =
+                    way.addresses.iter().map(ToString::to_string).collect();
+                let text = format!(
+                    "{} ({}), for {}",
+                    way.hook,
+                    way.hook.device.kind,
+                    addresses.join(", ")
+                );
+                found.push(Check::ok(AREA, name, text));
+            }
+            Some(ways.iter().map(Way::describe).collect())
+        }
+        Err(error) => {
+            let remedy = "Run it in the network namespace that routes to the VM, and name addresses of all its NICs with --vm-ip.";
+            found.push(Check::missing(AREA, name, chain(&error), remedy));
+            None
+        }
+    }
 }
 
 async fn through_qemu(common: &CommonConfig, qemu: &Qemu, found: &mut Found) -> Wiring {
@@ -73,27 +135,39 @@ async fn through_qemu(common: &CommonConfig, qemu: &Qemu, found: &mut Found) -> 
             return Wiring::default();
         }
     };
+    for nic in &node.nics {
+        look_at_nic(&node, nic, common, found).await;
+    }
+    let taps = node.nics.iter().map(|nic| &nic.tap);
+    Wiring {
+        tap: taps.max_by_key(|tap| tap.mtu).cloned(),
+        node: Some(node),
+        nics: None,
+    }
+}
+
+async fn look_at_nic(node: &Node, nic: &Nic, common: &CommonConfig, found: &mut Found) {
     let seen = node
         .qemu_pid
-        .and_then(|pid| Some((pid, discover::tap(pid, Some(&node.tap.name)).ok()?)));
+        .and_then(|pid| Some((pid, discover::tap(pid, Some(&nic.tap.name)).ok()?)));
     let reader = match &seen {
         Some((_, tap)) if tap.vhost => ", read by vhost-net",
         Some(_) => ", read by QEMU",
         None => "",
     };
-    let place = match node.tap_netns == node.netns {
+    let place = match nic.tap_netns == node.netns {
         true => "in this network namespace".to_owned(),
-        false => format!("in {}", node.tap_netns),
+        false => format!("in {}", nic.tap_netns),
     };
-    found.push(tap_check(&node.tap, &format!("{place}{reader}")));
-    found.push(match &node.wiring {
-        Ok(discover::Wiring::Node) => Check::ok(AREA, "attachment", in_the_node(&node).await),
+    found.push(tap_check(&nic.tap, &format!("{place}{reader}")));
+    found.push(match &nic.wiring {
+        Ok(discover::Wiring::Node) => Check::ok(AREA, "attachment", in_the_node(nic).await),
         Ok(discover::Wiring::Pod(pod)) => Check::ok(
             AREA,
             "attachment",
             format!(
                 "{} here is the veth of {} in the pod, which filters join with {}",
-                pod.outside.name, pod.inside.name, node.tap.name
+                pod.outside.name, pod.inside.name, nic.tap.name
             ),
         ),
         Err(why) => Check::missing(
@@ -103,7 +177,7 @@ async fn through_qemu(common: &CommonConfig, qemu: &Qemu, found: &mut Found) -> 
             format!(
                 "Run it in the node's network namespace for a Kata pod; for any other wiring in the tap's: nsenter \
                  --net={} katamaran ...",
-                namespace_path(&node, common)
+                namespace_path(node, common)
             ),
         ),
     });
@@ -123,18 +197,13 @@ async fn through_qemu(common: &CommonConfig, qemu: &Qemu, found: &mut Found) -> 
             ),
         });
     }
-    Wiring {
-        tap: Some(node.tap.clone()),
-        node: Some(node),
-        mac: None,
-    }
 }
 
-async fn in_the_node(node: &Node) -> String {
-    let Some(controller) = node.tap.controller else {
+async fn in_the_node(nic: &Nic) -> String {
+    let Some(controller) = nic.tap.controller else {
         return "the tap itself".to_owned();
     };
-    match node.netlink.link_by_index(controller).await {
+    match nic.netlink.link_by_index(controller).await {
         Ok(link) => format!("the tap, a port of {} ({})", link.name, link.kind),
         Err(error) => format!("the tap, a port of device {controller} ({})", chain(&error)),
     }
@@ -210,16 +279,16 @@ fn tap_check(tap: &LinkInfo, place: &str) -> Check {
     Check::ok(AREA, "tap", text)
 }
 
-async fn redirect_device(config: &SourceConfig, netlink: &Netlink, wiring: &Wiring) -> Check {
+async fn redirect_device(config: &SourceConfig, netlink: &Netlink, nic: Option<&Nic>) -> Check {
     let name = "redirect-device";
     let wanted = config.redirect_dev.as_deref();
-    let node = wiring.node.as_ref();
-    let pod = node.is_some_and(|node| matches!(node.wiring, Ok(discover::Wiring::Pod(_))));
+    let pod = nic.is_some_and(|nic| matches!(nic.wiring, Ok(discover::Wiring::Pod(_))));
+    let mac = nic.and_then(|nic| nic.mac().ok());
     if config.vm_ips.is_empty() && wanted.is_none() && !pod {
         let why = "it is found through the route to the VM, whose address was not given";
         return Check::unchecked(AREA, name, why, "Give --vm-ip, or --redirect-dev.");
     }
-    let hook = match find_hook(netlink, node, wanted, &config.vm_ips, wiring.mac).await {
+    let hook = match find_hook(netlink, nic, wanted, &config.vm_ips, mac).await {
         Ok(hook) => hook,
         Err(error) => {
             let remedy = "Run it in the network namespace that routes to the VM, or name the device that leads to it \

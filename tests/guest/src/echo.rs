@@ -18,13 +18,15 @@ pub(crate) struct Counters {
     pub(crate) tcp_bytes: AtomicU64,
 }
 
-pub(crate) fn start() -> io::Result<Arc<Counters>> {
+/// With one address, `::`, one socket is for both families: an IPv4 peer shows as a mapped address.
+pub(crate) fn start(addresses: &[String]) -> io::Result<Arc<Counters>> {
     let counters = Arc::new(Counters::default());
-    // One socket for both families: an IPv4 peer shows as a mapped address.
-    let socket = UdpSocket::bind(("::", ECHO_PORT))?;
+    for address in addresses {
+        let socket = UdpSocket::bind((address.as_str(), ECHO_PORT))?;
+        let udp = Arc::clone(&counters);
+        thread::spawn(move || echo_datagrams(&socket, &udp));
+    }
     let listener = TcpListener::bind(("::", ECHO_PORT))?;
-    let udp = Arc::clone(&counters);
-    thread::spawn(move || echo_datagrams(&socket, &udp));
     let tcp = Arc::clone(&counters);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {

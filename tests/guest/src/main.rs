@@ -10,7 +10,8 @@
 //! | word | meaning |
 //! |---|---|
 //! | `ktg.ip=A[,A]` | addresses of eth0, IPv4 and IPv6, without prefix (always /32 and /128) |
-//! | `ktg.mtu=N` | MTU of eth0 |
+//! | `ktg.ip1=A[,A]` | addresses of eth1, where there is one; what is sent from them leaves through eth0 |
+//! | `ktg.mtu=N` | MTU of both |
 //! | `ktg.dirty=RATE:SIZE` | dirty memory from the start: MB/s over SIZE MiB |
 //!
 //! The gateways are the ones that routed container networks use: 169.254.1.1 and fe80::1, on link.
@@ -45,7 +46,7 @@ fn run() -> io::Result<()> {
         dirtier.set(rate, size);
     }
     let disk = disk::Disk::default();
-    let counters = echo::start()?;
+    let counters = echo::start(&boot.echo_addresses())?;
     setup::console("katamaran-guest: ready");
     control::serve(&dirtier, &disk, &counters)
 }

@@ -10,9 +10,22 @@ const BUSYBOX: &str = "/bin/busybox";
 #[derive(Debug, Default)]
 pub(crate) struct Boot {
     addresses: Vec<String>,
+    /// Of a second network card.
+    second: Vec<String>,
     mtu: Option<String>,
     /// MB/s and MiB.
     pub(crate) dirty: Option<(u64, u64)>,
+}
+
+impl Boot {
+    /// Where datagrams are received, each address by itself: what is sent by an unconnected socket that has none of its own
+    /// leaves with the address of the card that it leaves through.
+    pub(crate) fn echo_addresses(&self) -> Vec<String> {
+        match self.second[..] {
+            [] => vec!["::".to_owned()],
+            [..] => [&self.addresses[..], &self.second[..]].concat(),
+        }
+    }
 }
 
 /// Writes one line to the serial console; there is nobody to tell when that fails.
@@ -104,6 +117,28 @@ fn network(boot: &Boot) -> io::Result<()> {
             ])?;
         }
     }
+    second(boot)
+}
+
+/// Only what comes in by it: answers take the way that all packets take.
+fn second(boot: &Boot) -> io::Result<()> {
+    if boot.second.is_empty() {
+        return Ok(());
+    }
+    fs::write("/proc/sys/net/ipv6/conf/eth1/accept_dad", "0")?;
+    if let Some(mtu) = &boot.mtu {
+        busybox(&["ip", "link", "set", "eth1", "mtu", mtu])?;
+    }
+    busybox(&["ip", "link", "set", "eth1", "up"])?;
+    for address in &boot.second {
+        let (family, length) = if address.contains(':') {
+            ("-6", 128)
+        } else {
+            ("-4", 32)
+        };
+        let address = format!("{address}/{length}");
+        busybox(&["ip", family, "addr", "add", &address, "dev", "eth1"])?;
+    }
     Ok(())
 }
 
@@ -125,6 +160,8 @@ fn parse(cmdline: &str) -> Boot {
     for word in cmdline.split_whitespace() {
         if let Some(list) = word.strip_prefix("ktg.ip=") {
             boot.addresses = list.split(',').map(str::to_owned).collect();
+        } else if let Some(list) = word.strip_prefix("ktg.ip1=") {
+            boot.second = list.split(',').map(str::to_owned).collect();
         } else if let Some(mtu) = word.strip_prefix("ktg.mtu=") {
             boot.mtu = Some(mtu.to_owned());
         } else if let Some(dirty) = word.strip_prefix("ktg.dirty=") {
@@ -142,8 +179,10 @@ mod tests {
 
     #[test]
     fn the_command_line_names_addresses_mtu_and_load() {
-        let boot = parse("quiet ktg.ip=10.0.0.5,fd00::5 ktg.mtu=1450 ktg.dirty=60:32\n");
+        let boot =
+            parse("quiet ktg.ip=10.0.0.5,fd00::5 ktg.ip1=10.0.0.6 ktg.mtu=1450 ktg.dirty=60:32\n");
         assert_eq!(boot.addresses, ["10.0.0.5", "fd00::5"]);
+        assert_eq!(boot.second, ["10.0.0.6"]);
         assert_eq!(boot.mtu.as_deref(), Some("1450"));
         assert_eq!(boot.dirty, Some((60, 32)));
     }

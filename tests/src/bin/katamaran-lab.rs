@@ -199,6 +199,9 @@ struct Scene {
     /// What V writes to its disk: records of 4 KiB a second over blocks, such as 200:4096
     #[arg(long, value_parser = parse_pair)]
     disk_load: Option<(u64, u64)>,
+    /// Give V a second network card, and each of its two addresses so many UDP packets per second
+    #[arg(long, value_name = "PPS")]
+    second_nic: Option<u32>,
     /// Make QEMU on A stop V by itself, before katamaran does
     #[arg(long)]
     meddle: bool,
@@ -219,6 +222,7 @@ impl Scene {
                 tap_mtu: self.tap_mtu,
                 dirty: self.dirty,
                 guarded: self.tcp_service.is_some(),
+                second_nic: self.second_nic.is_some(),
                 ..LabConfig::default()
             },
             traffic: TrafficSpec {
@@ -230,6 +234,7 @@ impl Scene {
                 tcp_v4: self.tcp,
                 tcp_v6: self.tcp_v6,
                 pps_service: 0,
+                pps_second: self.second_nic.unwrap_or(0),
                 tcp_service: self.tcp_service,
                 disk: self
                     .disk_load

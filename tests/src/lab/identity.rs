@@ -29,6 +29,17 @@ impl Identity {
         }
     }
 
+    /// V's second network card, behind this tap.
+    #[must_use]
+    pub fn second(tap: &str) -> Self {
+        Self {
+            tap: tap.to_owned(),
+            mac: "02:00:00:00:00:06".to_owned(),
+            v4: Ipv4Addr::new(10, 244, 0, 6),
+            v6: Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 6),
+        }
+    }
+
     /// One of many VMs beside V.
     #[must_use]
     pub fn of_many(number: u8) -> Self {

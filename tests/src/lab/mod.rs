@@ -73,6 +73,8 @@ pub struct LabConfig {
     pub guarded: bool,
     /// Whether the kernel moves packets between tap and guest (vhost-net).
     pub vhost: bool,
+    /// Whether V has a second network card, whose tap is in the nodes' namespaces, and routed.
+    pub second_nic: bool,
     /// More arguments for QEMU, on both nodes.
     pub extra_qemu_args: Vec<String>,
 }
@@ -89,6 +91,7 @@ impl Default for LabConfig {
             named_drives: false,
             guarded: false,
             vhost: false,
+            second_nic: false,
             extra_qemu_args: Vec::new(),
         }
     }
@@ -188,8 +191,7 @@ impl Lab {
     /// When the image can't be built or QEMU does not start.
     pub fn start_guest(&self, node: Node, start: Start, drives: &[&Path]) -> Result<Guest> {
         let name = format!("guest-{}", self.network.first(node).place());
-        let v = Identity::v(self.config.wiring.tap());
-        self.start_as(v, &name, node, start, drives)
+        self.start_as(self.cards(), &name, node, start, drives)
     }
 
     /// Gives both nodes a tap for another VM, and routes its addresses to A.
@@ -211,12 +213,12 @@ impl Lab {
     /// When the image can't be built or QEMU does not start.
     pub fn start_beside(&self, vm: &Identity, node: Node, start: Start) -> Result<Guest> {
         let name = format!("{}-{}", vm.tap, self.network.first(node).place());
-        self.start_as(vm.clone(), &name, node, start, &[])
+        self.start_as(vec![vm.clone()], &name, node, start, &[])
     }
 
     fn start_as(
         &self,
-        identity: Identity,
+        cards: Vec<Identity>,
         name: &str,
         node: Node,
         start: Start,
@@ -228,7 +230,7 @@ impl Lab {
         };
         let spec = GuestSpec {
             qemu: self.config.qemu,
-            identity,
+            cards,
             memory_mib: self.config.memory_mib,
             mtu: self.config.tap_mtu,
             dirty: self.config.dirty,
@@ -253,7 +255,20 @@ impl Lab {
     ///
     /// When it has not answered at the deadline.
     pub fn wait_for_echo(&self, deadline: Instant) -> Result<Duration> {
-        self.wait_for_answers(&Identity::v(self.config.wiring.tap()), deadline)
+        let mut took = Duration::ZERO;
+        for card in self.cards() {
+            took += self.wait_for_answers(&card, deadline)?;
+        }
+        Ok(took)
+    }
+
+    /// V's network cards: the first, and the second if it has one.
+    #[must_use]
+    pub fn cards(&self) -> Vec<Identity> {
+        let wiring = self.config.wiring;
+        let first = Identity::v(wiring.tap());
+        let second = self.config.second_nic.then(|| wiring.second());
+        std::iter::once(first).chain(second).collect()
     }
 
     /// The same for another VM.

@@ -92,8 +92,8 @@ impl QemuVersion {
 pub struct GuestSpec {
     /// Which QEMU.
     pub qemu: QemuVersion,
-    /// Who it is on the network.
-    pub identity: Identity,
+    /// Its network cards, and who it is on the network by each: one, or two.
+    pub cards: Vec<Identity>,
     /// MiB of RAM.
     pub memory_mib: u32,
     /// MTU of the guest's device.
@@ -176,20 +176,22 @@ impl Guest {
             .arg(&image.initramfs)
             .args(["-append", &kernel_command_line(spec)])
             .args(["-serial", &format!("file:{}", console_path.display())])
-            .args([
+            .args(&spec.extra_args);
+        for (number, card) in spec.cards.iter().enumerate() {
+            let vhost = if spec.vhost { "on" } else { "off" };
+            command.args([
                 "-netdev",
                 &format!(
-                    "tap,id=net0,ifname={},script=no,downscript=no,vhost={}",
-                    spec.identity.tap,
-                    if spec.vhost { "on" } else { "off" }
+                    "tap,id=net{number},ifname={},script=no,downscript=no,vhost={vhost}",
+                    card.tap
                 ),
                 "-device",
                 &format!(
-                    "virtio-net-pci,id=nic0,netdev=net0,mac={},rx_queue_size=1024,romfile=",
-                    spec.identity.mac
+                    "virtio-net-pci,id=nic{number},netdev=net{number},mac={},rx_queue_size=1024,romfile=",
+                    card.mac
                 ),
-            ])
-            .args(&spec.extra_args);
+            ]);
+        }
         for (id, path) in [("qmp0", &qmp_path), ("qmp1", &lab_qmp_path)] {
             command
                 .args(["-chardev"])
@@ -289,11 +291,17 @@ impl Guest {
 }
 
 fn kernel_command_line(spec: &GuestSpec) -> String {
+    let [first, rest @ ..] = spec.cards.as_slice() else {
+        return String::new();
+    };
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
          ktg.ip={},{} ktg.mtu={}",
-        spec.identity.v4, spec.identity.v6, spec.mtu
+        first.v4, first.v6, spec.mtu
     );
+    for second in rest {
+        line.push_str(&format!(" ktg.ip1={},{}", second.v4, second.v6));
+    }
     if let Some((rate, size)) = spec.dirty {
         line.push_str(&format!(" ktg.dirty={rate}:{size}"));
     }

@@ -125,6 +125,8 @@ pub struct Network {
     pub b: Netns,
     /// V's own namespaces on A and on B, where the wiring has them.
     pub pods: Option<[Netns; 2]>,
+    /// V's second network card.
+    second: Option<Identity>,
     /// Programs on the nodes that are part of the wiring.
     programs: Vec<Arc<OwnedFd>>,
     /// A and B have changed places: see [`Network::swap_nodes`].
@@ -155,6 +157,7 @@ impl Network {
                 true => Some([make(pods[0])?, make(pods[1])?]),
                 false => None,
             },
+            second: config.second_nic.then(|| config.wiring.second()),
             programs: Vec::new(),
             swapped: false,
         };
@@ -164,6 +167,9 @@ impl Network {
             let port = node.fabric_port();
             network.cable(network.node(node), port, node.subnet())?;
             wiring::prepare(network.node(node), network.pod(node), config)?;
+            if config.second_nic {
+                wiring::prepare_second(network.node(node), network.pod(node), config)?;
+            }
             if config.wiring == Wiring::PodPeer {
                 let program = peer::attach(network.node(node))?;
                 network.programs.push(Arc::new(program));
@@ -229,6 +235,9 @@ impl Network {
     ///
     /// When `ip` fails.
     pub fn route_guest_to(&self, node: Node) -> Result<()> {
+        if let Some(second) = &self.second {
+            self.route_to(second, node)?;
+        }
         self.route([GUEST_V4, SERVICE_V4], [GUEST_V6, SERVICE_V6], node)
     }
 

@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use super::LabConfig;
 use super::identity::Identity;
 use super::netns::Netns;
-use super::topology::{FORWARDING, GUEST_MAC, GUEST_V4, GUEST_V6, TAP};
+use super::topology::{FORWARDING, TAP};
 
 /// The node's end of a pod's veth.
 pub const POD_VETH: &str = "vm0";
@@ -28,6 +28,10 @@ pub const POD_VETH: &str = "vm0";
 pub const BRIDGE: &str = "br0";
 /// The tap in a pod.
 pub const POD_TAP: &str = "tap0_kata";
+/// What a second network card of V adds: a tap, or in a pod (as Multus has it) `vm1 ===veth=== net1 <-mirred-> tap1_kata`.
+const SECOND_TAP: &str = "tap1";
+const SECOND_POD_TAP: &str = "tap1_kata";
+const SECOND_POD_VETH: &str = "vm1";
 
 /// V's way from its node's network to its tap.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,6 +69,16 @@ impl Wiring {
     #[must_use]
     pub fn tap(self) -> &'static str {
         if self.has_pod() { POD_TAP } else { TAP }
+    }
+
+    /// V's second network card, routed whatever the first one's wiring is.
+    #[must_use]
+    pub fn second(self) -> Identity {
+        Identity::second(if self.has_pod() {
+            SECOND_POD_TAP
+        } else {
+            SECOND_TAP
+        })
     }
 
     /// The node's device that leads to V and to nobody else.
@@ -122,7 +136,7 @@ pub(super) fn prepare(node: &Netns, pod: Option<&Netns>, config: &LabConfig) -> 
         ))?;
     }
     match pod {
-        Some(pod) => make_pod(node, pod, config)?,
+        Some(pod) => make_pod(node, pod, [POD_VETH, "eth0"], &Identity::v(POD_TAP), config)?,
         None => make_tap(node, TAP, config)?,
     }
     let end = wiring.towards_guest();
@@ -135,6 +149,19 @@ pub(super) fn prepare(node: &Netns, pod: Option<&Netns>, config: &LabConfig) -> 
         node.ip(&format!("link set {end} up"))?;
     }
     lead(node, gateway, &Identity::v(end))
+}
+
+/// Makes what V's second network card hangs on.
+pub(super) fn prepare_second(node: &Netns, pod: Option<&Netns>, config: &LabConfig) -> Result<()> {
+    let second = config.wiring.second();
+    let Some(pod) = pod else {
+        return prepare_beside(node, &second, config);
+    };
+    make_pod(node, pod, [SECOND_POD_VETH, "net1"], &second, config)?;
+    node.ip(&format!(
+        "link set {SECOND_POD_VETH} address ee:ee:ee:ee:ee:ee"
+    ))?;
+    lead(node, SECOND_POD_VETH, &second)
 }
 
 /// Makes another VM's tap, routed as V's is with [`Wiring::Tap`].
@@ -168,22 +195,32 @@ fn make_tap(netns: &Netns, name: &str, config: &LabConfig) -> Result<()> {
     ))
 }
 
-fn make_pod(node: &Netns, pod: &Netns, config: &LabConfig) -> Result<()> {
-    make_tap(pod, POD_TAP, config)?;
+/// Makes one network card's tap in a pod, and the veth that it is tied to: the node's end and the pod's.
+fn make_pod(
+    node: &Netns,
+    pod: &Netns,
+    [outer, inner]: [&str; 2],
+    card: &Identity,
+    config: &LabConfig,
+) -> Result<()> {
+    let tap = card.tap.as_str();
+    make_tap(pod, tap, config)?;
     node.ip(&format!(
-        "link add {POD_VETH} mtu {mtu} type veth peer name eth0 netns {} mtu {mtu} address {GUEST_MAC}
-         link set {POD_VETH} addrgenmode none",
+        "link add {outer} mtu {mtu} type veth peer name {inner} netns {} mtu {mtu} address {}
+         link set {outer} addrgenmode none",
         pod.name(),
+        card.mac,
         mtu = config.tap_mtu
     ))?;
     pod.ip(&format!(
-        "link set eth0 addrgenmode none
-         addr add {GUEST_V4}/32 dev eth0
-         -6 addr add {GUEST_V6}/128 dev eth0 nodad
-         link set {POD_TAP} up
-         link set eth0 up"
+        "link set {inner} addrgenmode none
+         addr add {}/32 dev {inner}
+         -6 addr add {}/128 dev {inner} nodad
+         link set {tap} up
+         link set {inner} up",
+        card.v4, card.v6
     ))?;
-    for (from, to) in [("eth0", POD_TAP), (POD_TAP, "eth0")] {
+    for (from, to) in [(inner, tap), (tap, inner)] {
         let run = |words: &str| {
             let words: Vec<&str> = words.split_whitespace().collect();
             pod.command("tc", &words).map(drop)

@@ -26,13 +26,15 @@ pub(super) fn lines(netns: &Netns) -> Result<Vec<String>> {
             // Without clsact there is no such hook, and nothing on it.
             let filters = netns.command("tc", &["filter", "show", "dev", &device, hook]);
             for filter in filters.unwrap_or_default().lines() {
-                lines.push(format!("filter {device} {hook} {}", filter.trim()));
+                lines.push(format!("filter {device} {hook} {}", place_left_out(filter)));
             }
         }
     }
     for qdisc in list(&json(netns, "tc", &["-j", "qdisc", "show"])?) {
-        // Handle 0: is a device's default, which comes and goes with its carrier.
-        if text(&qdisc["handle"]) != "0:" {
+        // Handle 0: is a device's default, which comes and goes with its carrier. A clsact stays where programs are filters: to take it
+        // off would cost packets.
+        let stays = text(&qdisc["kind"]) == "clsact" && !katamaran::ebpf::has_tcx();
+        if text(&qdisc["handle"]) != "0:" && !stays {
             let mut qdisc = qdisc.clone();
             if let Some(fields) = qdisc.as_object_mut() {
                 fields.remove("refcnt");
@@ -64,6 +66,19 @@ pub(super) fn lines(netns: &Netns) -> Result<Vec<String>> {
         sysctls(&mut lines)
     })??;
     Ok(lines)
+}
+
+/// A filter's line without the name of its place (`parent ffff:` or `ingress`).
+///
+/// The kernel tells all filters of an ingress qdisc by the name that the last of them was added with, also when that one is
+/// gone again (`block->classid` in `tc_new_tfilter()`, net/sched/cls_api.c).
+fn place_left_out(filter: &str) -> String {
+    let words: Vec<&str> = filter.split_whitespace().collect();
+    match words[..] {
+        ["filter", "parent", "ffff:", ref rest @ ..]
+        | ["filter", "ingress" | "egress", ref rest @ ..] => format!("filter {}", rest.join(" ")),
+        _ => words.join(" "),
+    }
 }
 
 fn links_and_addresses(link: &Value, lines: &mut Vec<String>) {
@@ -175,4 +190,26 @@ fn list(value: &Value) -> &[Value] {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_the_same_by_whatever_name_its_place_goes() {
+        let told = [
+            "filter parent ffff: protocol all pref 49152 u32 chain 0 ",
+            "filter ingress protocol all pref 49152 u32 chain 0 ",
+            "filter protocol all pref 49152 u32 chain 0 ",
+        ];
+        for line in told {
+            assert_eq!(
+                place_left_out(line),
+                "filter protocol all pref 49152 u32 chain 0"
+            );
+        }
+        let action = "\taction order 1: mirred (Egress Redirect to device e1) stolen";
+        assert_eq!(place_left_out(action), action.trim());
+    }
 }

@@ -17,6 +17,7 @@ pub struct Client {
     tcp_v4: Option<TcpTraffic>,
     tcp_v6: Option<TcpTraffic>,
     udp_service: Option<UdpTraffic>,
+    udp_second: [Option<UdpTraffic>; 2],
     tcp_service: Option<TcpTraffic>,
     tcp_service_v6: Option<TcpTraffic>,
     /// What V reports of its writes.
@@ -63,6 +64,13 @@ impl Client {
                 target: (SERVICE_V4, SERVICE_PORT).into(),
                 ..UdpLoad::new(SERVICE_V4, spec.pps_service)
             })?,
+            udp_second: {
+                let [v4, v6] = lab.config().wiring.second().addresses();
+                [
+                    udp(UdpLoad::new(v4, spec.pps_second))?,
+                    udp(UdpLoad::new(v6, spec.pps_second))?,
+                ]
+            },
             udp_v4: udp(UdpLoad::new(GUEST_V4, spec.pps_v4))?,
             udp_v6: udp(UdpLoad::new(GUEST_V6, spec.pps_v6))?,
             acks: None,
@@ -85,6 +93,7 @@ impl Client {
             .iter()
             .chain(&self.udp_v6)
             .chain(&self.udp_service)
+            .chain(self.udp_second.iter().flatten())
     }
 
     /// Has UDP packets marked from now on, or no more.
@@ -126,7 +135,10 @@ impl Client {
     ///
     /// When a socket failed on the way.
     pub fn stop(self) -> Result<ClientResult> {
+        let [second_v4, second_v6] = self.udp_second;
         Ok(ClientResult {
+            udp_second_v4: second_v4.map(UdpTraffic::stop).transpose()?,
+            udp_second_v6: second_v6.map(UdpTraffic::stop).transpose()?,
             udp_v4: self.udp_v4.map(UdpTraffic::stop).transpose()?,
             udp_v6: self.udp_v6.map(UdpTraffic::stop).transpose()?,
             tcp_v4: self.tcp_v4.map(TcpTraffic::stop).transpose()?,

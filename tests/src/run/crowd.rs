@@ -243,7 +243,15 @@ impl Vm {
             format!("--port={}", self.port()),
         ];
         let who = format!("-{}", self.number);
-        KatamaranProcess::start_for(lab, &self.identity, guest, role, &who, &args, Stderr::Kept)
+        KatamaranProcess::start_for(
+            lab,
+            std::slice::from_ref(&self.identity),
+            guest,
+            role,
+            &who,
+            &args,
+            Stderr::Kept,
+        )
     }
 
     fn port(&self) -> u16 {

@@ -102,8 +102,8 @@ impl KatamaranProcess {
             flags.extend(["--drive-id".as_ref(), OsStr::new(&ids)]);
         }
         flags.extend(args.iter().map(AsRef::as_ref));
-        let v = Identity::v(stage.lab.config().wiring.tap());
-        Self::start_for(&stage.lab, &v, guest, role, "", &flags, stderr_to)
+        let cards = stage.lab.cards();
+        Self::start_for(&stage.lab, &cards, guest, role, "", &flags, stderr_to)
     }
 
     /// Starts one side of some VM's migration; `who` tells its files from those of others.
@@ -113,7 +113,7 @@ impl KatamaranProcess {
     /// When the program is not there.
     pub fn start_for<A: AsRef<OsStr>>(
         lab: &Lab,
-        vm: &Identity,
+        cards: &[Identity],
         guest: &Guest,
         role: Role,
         who: &str,
@@ -136,7 +136,12 @@ impl KatamaranProcess {
         if role == Role::Source {
             let b = lab.network().first(Node::B);
             command.arg(format!("--dest-ip={},{}", b.ipv4(), b.ipv6()));
-            command.arg(format!("--vm-ip={},{}", vm.v4, vm.v6));
+            let own = |arg: &A| arg.as_ref().as_encoded_bytes().starts_with(b"--vm-ip=");
+            if !args.iter().any(own) {
+                let addresses = cards.iter().flat_map(Identity::addresses);
+                let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+                command.arg(format!("--vm-ip={}", addresses.join(",")));
+            }
         }
         command.args(args);
         let create =

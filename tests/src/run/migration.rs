@@ -317,8 +317,8 @@ pub(super) fn leaks(
     runs_on_b: bool,
 ) -> Result<Vec<String>> {
     let b = stage.lab.network().guest_netns(Node::B).name();
-    let tap = stage.lab.config().wiring.tap();
-    let is_leak = |line: &str| !(runs_on_b && is_kept(line, b, tap));
+    let cards = stage.lab.cards();
+    let is_leak = |line: &str| !(runs_on_b && cards.iter().any(|card| is_kept(line, b, &card.tap)));
     let deadline = Instant::now() + LEAK_DEADLINE;
     loop {
         let mut diff = before.diff(&Snapshot::take(scope, stage.nodes())?);

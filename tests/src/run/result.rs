@@ -22,6 +22,10 @@ pub struct ClientResult {
     pub tcp_v6: Option<TcpResult>,
     /// Numbered UDP through the service's address.
     pub udp_service: Option<UdpResult>,
+    /// Numbered UDP over IPv4 to V's second network card.
+    pub udp_second_v4: Option<UdpResult>,
+    /// Numbered UDP over IPv6 to it.
+    pub udp_second_v6: Option<UdpResult>,
     /// The TCP connection through the service's IPv4 address.
     pub tcp_service: Option<TcpResult>,
     /// The TCP connection through the service's IPv6 address.
@@ -39,6 +43,8 @@ impl ClientResult {
             .iter()
             .chain(&self.udp_v6)
             .chain(&self.udp_service)
+            .chain(&self.udp_second_v4)
+            .chain(&self.udp_second_v6)
     }
 
     /// The TCP streams that were on.
@@ -197,6 +203,8 @@ impl MigrationRun {
             ("udp4", &self.client.udp_v4),
             ("udp6", &self.client.udp_v6),
             ("service-udp", &self.client.udp_service),
+            ("second-udp4", &self.client.udp_second_v4),
+            ("second-udp6", &self.client.udp_second_v6),
         ] {
             if let Some(udp) = udp {
                 line.push_str(&format!(

@@ -33,6 +33,8 @@ pub struct TrafficSpec {
     pub pps_v4: u32,
     /// UDP packets per second over IPv6.
     pub pps_v6: u32,
+    /// UDP packets per second to each address of V's second network card.
+    pub pps_second: u32,
     /// Bytes of UDP payload.
     pub size: usize,
     /// Marks some of the UDP packets.
@@ -55,7 +57,7 @@ impl TrafficSpec {
     /// In few words.
     #[must_use]
     pub fn describe(&self) -> String {
-        let udp = self.pps_v4 + self.pps_v6 + self.pps_service;
+        let udp = self.pps_v4 + self.pps_v6 + self.pps_service + 2 * self.pps_second;
         let tcp: u64 = [self.tcp_v4, self.tcp_v6, self.tcp_service, self.tcp_service]
             .iter()
             .flatten()
@@ -74,6 +76,7 @@ impl Default for TrafficSpec {
             pps_v4: 2000,
             pps_v6: 0,
             pps_service: 0,
+            pps_second: 0,
             size: 100,
             mark: None,
             burst_at_stop: 0,

@@ -17,6 +17,9 @@ pub struct FaultOptions {
     /// Only cases whose name contains this, such as LinkCut or "stand-in LinkCut Stopped"
     #[arg(long, default_value = "")]
     only: String,
+    /// With a V that has two network cards (7.2 and 10.0)
+    #[arg(long)]
+    second_nic: bool,
     /// A cross-section: each moment and each fault, and whatever may happen around COMMIT
     #[arg(long)]
     quick: bool,
@@ -34,21 +37,39 @@ impl FaultOptions {
         let cases = all
             .into_iter()
             .filter(|qemu| self.qemu.is_empty() || self.qemu.contains(qemu))
-            .flat_map(FaultCase::all);
+            .flat_map(|qemu| FaultCase::all(qemu, false).chain(FaultCase::all(qemu, true)));
         cases
-            .filter(|case| !self.quick || is_in_cross_section(*case))
+            .filter(|case| match self.quick {
+                true => is_in_cross_section(*case) && (case.second_nic || !self.second_nic),
+                false => case.second_nic == self.second_nic,
+            })
             .filter(|case| case.to_string().contains(&self.only))
     }
 }
 
 /// The steps of COMMIT with whatever is killed or cut, each with one of the signals; every other moment with another fault;
-/// each of the disks' faults once; and a real QEMU that waits for a last word of the other one's on a link that is cut.
+/// each of the disks' faults once; a real QEMU that waits for a last word of the other one's on a link that is cut; and around
+/// the pause what goes wrong for a VM with two network cards.
 fn is_in_cross_section(case: FaultCase) -> bool {
     let FaultCase {
         qemu,
         fault,
         moment,
+        second_nic,
     } = case;
+    if second_nic {
+        return qemu == QemuVersion::V10_0
+            && matches!(
+                (fault, moment),
+                (Fault::SourceInterrupted, Moment::Flip)
+                    | (
+                        Fault::SourceKilled | Fault::SourceQemuFrozen,
+                        Moment::Stopped
+                    )
+                    | (Fault::DestinationKilled, Moment::Loaded)
+                    | (Fault::LinkCut, Moment::CommitSent)
+            );
+    }
     let place = |fault| Fault::ALL.iter().position(|other| *other == fault);
     let moments = Moment::ALL.iter().position(|other| *other == moment);
     match qemu {

@@ -28,6 +28,7 @@ mod live;
 mod matrix;
 mod mirror_bench;
 mod other_kernel;
+mod program_bench;
 mod redirect_bench;
 mod scene;
 mod screen;

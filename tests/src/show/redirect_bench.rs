@@ -1,13 +1,14 @@
 //! What a redirected packet costs, beside the kernel's own tunnel on the same path.
 //!
 //! ```text
-//!   fabric: a packet socket ─▶ port-a ══ eth0 :A  routed ─┬─▶ tap0, ktm_source ─▶ eth0 ══▶ port-a: counted, dropped
-//!                                                         └─▶ a tunnel device  ─▶ eth0 ══▶ the same
+//!   A:  eth0 receives  routed ─┬─▶ tap0, ktm_source ─▶ eth0: counted, taken
+//!                              └─▶ a tunnel device  ─▶ eth0: the same
 //! ```
 //!
-//! The sender's own CPU does all of it, packet by packet, so the time that it takes is the cost. In turns with both, the packets are
-//! dropped as they come to A: what generator and cable cost alone. The programs' tracepoints see every packet of this machine, also those of
-//! the fabric, which would be another machine's: so they are armed in all of these, and once they are not.
+//! The kernel makes the frames as a card's driver hands them over, and they are taken where the card's driver would have them: what is measured
+//! is the node, and not the card. One thread does all of it, so the CPU time that it takes is the cost. In turns with both, the packets are
+//! taken as they come: what making them costs alone. The programs' tracepoints see every packet of this machine: so they are armed in all
+//! of these, and once they are not.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,12 +19,12 @@ use aya::sys::{Stats, enable_stats};
 use clap::Args;
 use katamaran::ebpf::{AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
 use katamaran::session_id::SessionId;
-use nix::time::{ClockId, clock_gettime};
 
+use super::program_bench::{program_bench, programs};
 use super::screen::Screen;
 use super::spread::Spread;
 use super::table::Table;
-use crate::bpf::{self, Counter, Way, dropper};
+use crate::bpf::{self, Counter, Way, taker};
 use crate::lab::{CLIENT_V4, GUEST_MAC, GUEST_V4, Lab, LabConfig, Netns, Node, TAP, UNDERLAY};
 use crate::standin::open_tap;
 use crate::traffic::frames::{Sender, udp_frame};
@@ -52,8 +53,8 @@ pub struct RedirectBenchOptions {
 /// What becomes of the packets at A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arm {
-    /// Dropped as they come.
-    Dropped,
+    /// Taken as they come.
+    Taken,
     /// By the program, to the other node, as once the VM runs there.
     Redirected,
     /// The same, as until then: with a copy of each.
@@ -66,7 +67,7 @@ enum Arm {
 
 impl Arm {
     const ALL: [Self; 5] = [
-        Self::Dropped,
+        Self::Taken,
         Self::Redirected,
         Self::Copied,
         Self::Tunnel,
@@ -99,7 +100,7 @@ pub fn redirect_bench(screen: &Screen, options: &RedirectBenchOptions) -> Result
         }
     }
     let names = [
-        "dropped as they come",
+        "taken as they come",
         "redirected",
         "redirected and copied",
         &format!("kernel's {}", options.tunnel),
@@ -120,25 +121,34 @@ pub fn redirect_bench(screen: &Screen, options: &RedirectBenchOptions) -> Result
             format!("{:.2}", 1000.0 / spread.median),
         ]);
     }
-    let [dropped, ours, _, theirs, _] = &ns;
+    let [taken, ours, _, theirs, _] = &ns;
     let of_rounds =
         |ratio: &dyn Fn(usize) -> f64| Spread::of((0..ours.len()).map(ratio)).context("no rounds");
     let ratio = of_rounds(&|at| theirs[at] / ours[at])?;
-    let added = of_rounds(&|at| (theirs[at] - dropped[at]) / (ours[at] - dropped[at]))?;
+    let added = of_rounds(&|at| (theirs[at] - taken[at]) / (ours[at] - taken[at]))?;
     screen.print(&table.render())?;
     screen.print(&format!(
         "\n  packets per second, redirect to tunnel: {:.2} in the median ({:.2} to {:.2})\n  \
-         what the tunnel adds, to what the redirect adds: {:.2} ({:.2} to {:.2})",
-        ratio.median, ratio.min, ratio.max, added.median, added.min, added.max
+         what the tunnel adds, to what the redirect adds: {:.2} ({:.2} to {:.2})\n  \
+         what both have in common, receiving the frame, is {:.0} of {:.0} and {:.0} ns",
+        ratio.median,
+        ratio.min,
+        ratio.max,
+        added.median,
+        added.min,
+        added.max,
+        spreads[0].median,
+        spreads[1].median,
+        spreads[3].median
     ))?;
     rig.tell_programs(screen)?;
+    program_bench(screen, rig.lab.network(), &rig.spec()?)?;
     Ok(ratio.median)
 }
 
 struct Rig {
     sender: Sender,
     counter: Counter,
-    _drop: std::os::fd::OwnedFd,
     _tap: std::fs::File,
     packets: u32,
     lab: Lab,
@@ -170,12 +180,11 @@ impl Rig {
             ))?;
         }
         let counter = Counter::new()?;
-        let drop = bpf::attach(fabric, port, Way::In, &dropper(counter.descriptor()))?;
+        bpf::filter(a, UNDERLAY, Way::Out, &taker(counter.descriptor()))?;
         let frame = udp_frame(mac(a, UNDERLAY)?, gateway, (CLIENT_V4, GUEST_V4), PAYLOAD)?;
         Ok(Self {
-            sender: fabric.run(|| Sender::open(port, frame))??,
+            sender: Sender::new(a, UNDERLAY, frame)?,
             counter,
-            _drop: drop,
             _tap: tap,
             packets: options.packets,
             lab,
@@ -186,7 +195,7 @@ impl Rig {
         let a = &self.lab.network().a;
         let device = match arm {
             Arm::Tunnel | Arm::Bare => TUNNEL,
-            Arm::Dropped | Arm::Redirected | Arm::Copied => TAP,
+            Arm::Taken | Arm::Redirected | Arm::Copied => TAP,
         };
         a.ip(&format!("route replace {GUEST_V4}/32 dev {device}"))?;
         if !arm.is_armed() {
@@ -204,7 +213,7 @@ impl Rig {
         let a = &self.lab.network().a;
         a.ip(&format!("route replace {GUEST_V4}/32 dev {TAP}"))?;
         let spec = self.spec()?;
-        let others = program_ids();
+        let others = programs();
         let armed = a.run(|| SourceDataplane::arm(&spec))??;
         let stats = enable_stats(Stats::RunTime)?;
         let timed = self.timed_armed(Arm::Redirected, &armed);
@@ -225,11 +234,13 @@ impl Rig {
     }
 
     fn timed_armed(&self, arm: Arm, armed: &SourceDataplane) -> Result<f64> {
-        if arm == Arm::Dropped {
+        if arm == Arm::Taken {
             let counter = Counter::new()?;
             let a = &self.lab.network().a;
-            let _drop = bpf::attach(a, UNDERLAY, Way::In, &dropper(counter.descriptor()))?;
-            return self.timed(&counter);
+            bpf::filter(a, UNDERLAY, Way::In, &taker(counter.descriptor()))?;
+            let timed = self.timed(&counter);
+            bpf::detach_filters(a, UNDERLAY, Way::In)?;
+            return timed;
         }
         if matches!(arm, Arm::Redirected | Arm::Copied) {
             armed.flip()?;
@@ -244,9 +255,7 @@ impl Rig {
     fn timed(&self, counter: &Counter) -> Result<f64> {
         self.sender.send(self.packets / 20)?;
         let before = counter.get()?;
-        let began = own_time()?;
-        self.sender.send(self.packets)?;
-        let took = own_time()? - began;
+        let took = self.sender.send(self.packets)?;
         let through = counter.get()? - before;
         ensure!(
             through >= self.packets.into(),
@@ -285,17 +294,6 @@ impl Rig {
             attach: AttachPreference::Auto,
         })
     }
-}
-
-/// The CPU time of this thread: whoever else wants the machine does not count.
-fn own_time() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
-}
-
-/// The ids of all programs that are loaded: other migrations have the same.
-fn program_ids() -> Vec<u32> {
-    let programs = loaded_programs().flatten();
-    programs.map(|program| program.id()).collect()
 }
 
 /// What the kernel has counted for our programs that are not among those: runs, and the time that they took.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::decide::Deed;
 use super::found::{Cleaned, Told};
-use super::look::Seen;
+use super::look::{Seen, SeenTap};
 use crate::deadline;
 use crate::ebpf::{self, ArmedHooks, Counter, EbpfError, LeftBehind, armed_hooks};
 use crate::journal::{Found, Record, Story, adopt};
@@ -17,8 +17,8 @@ use crate::migrate::quiet::until_quiet;
 use crate::migrate::source::storage::remove_all;
 use crate::migrate::storage::Side;
 use crate::migrate::storage::export::Exports;
+use crate::net::NetNs;
 use crate::net::qdisc::PlugQdisc;
-use crate::net::{NetNs, Netlink};
 use crate::qmp::Qmp;
 use crate::qmp::command::{
     AnnounceSelf, Cont, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, QueryMigrate,
@@ -57,15 +57,20 @@ impl Context<'_> {
                 exports.close_left_behind().await.map_err(|e| chain(&e))
             }
             Deed::EndQemu => self.end_qemu().await,
-            Deed::OpenPlug => match self.plug().await? {
-                Some(plug) => plug.keep().await.map_err(|e| chain(&e)),
-                None => Ok(()),
-            },
-            Deed::RemovePlug => match self.plug().await? {
-                Some(plug) => plug.remove(deadline::NETLINK).await.map_err(|e| chain(&e)),
-                None => Ok(()),
-            },
-            Deed::ShortenRing { to } => self.shorten_ring(*to).await,
+            Deed::OpenPlug => {
+                for plug in self.plugs().await? {
+                    plug.keep().await.map_err(|e| chain(&e))?;
+                }
+                Ok(())
+            }
+            Deed::RemovePlug => {
+                for plug in self.plugs().await? {
+                    let removed = plug.remove(deadline::NETLINK).await;
+                    removed.map_err(|e| chain(&e))?;
+                }
+                Ok(())
+            }
+            Deed::ShortenRing { nic, to } => self.shorten_ring(*nic, *to).await,
             Deed::RemoveDevice(name) => self.remove_device(name).await,
             Deed::RemoveDirectory(path) => gone(std::fs::remove_dir_all(path), path),
         }
@@ -170,14 +175,20 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// In the order in which they came: what comes directly comes after them.
     async fn return_packets(&self) -> Result<(), String> {
-        let left = LeftBehind::find(self.story.header.session).map_err(|e| chain(&e))?;
-        let (Some(mut left), Some((netns, _))) = (left, &self.seen.tap) else {
+        for tap in &self.seen.taps {
+            self.return_packets_to(tap).await?;
+        }
+        Ok(())
+    }
+
+    /// In the order in which they came: what comes directly comes after them.
+    async fn return_packets_to(&self, tap: &SeenTap) -> Result<(), String> {
+        let id = self.story.header.session.of_nic(tap.nic);
+        let Some(mut left) = LeftBehind::find(id).map_err(|e| chain(&e))? else {
             return Ok(());
         };
-        let tap = self.story.header.tap.index;
-        let mut into = PutBack::open(netns, tap, async || self.resume().await)?;
+        let mut into = PutBack::open(&tap.netns, tap.index, async || self.resume().await)?;
         let mut returned = 0;
         // More come meanwhile.
         for _ in 0..put_back::ROUNDS {
@@ -192,7 +203,11 @@ impl Context<'_> {
         returned += into.all(from_fn(|| left.next_retained())).await?;
         ebpf::settle();
         returned += into.all(from_fn(|| left.next_retained())).await?;
-        if let Some(hooks) = self.armed_hooks()? {
+        if let Some(hooks) = self
+            .armed_hooks()?
+            .iter()
+            .find(|hooks| hooks.session() == id)
+        {
             let redirected = hooks.count(Counter::Redirected).map_err(|e| chain(&e))?;
             if redirected.packets != returned {
                 tracing::warn!(
@@ -205,25 +220,29 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The session's programs that count.
-    fn armed_hooks(&self) -> Result<Option<ArmedHooks>, String> {
-        let (session, role) = (self.story.header.session, self.story.header.role);
-        let all = armed_hooks().map_err(|e| chain(&e))?;
-        let ours = |hooks: &ArmedHooks| hooks.session() == session && hooks.role() == role;
-        Ok(all.into_iter().find(ours))
+    /// The session's programs that count: of each network card.
+    fn armed_hooks(&self) -> Result<Vec<ArmedHooks>, String> {
+        let header = &self.story.header;
+        let mut all = armed_hooks().map_err(|e| chain(&e))?;
+        all.retain(|hooks| {
+            hooks.role() == header.role && header.ids().any(|id| id == hooks.session())
+        });
+        Ok(all)
     }
 
     /// As a living session does it: in the end the programs go, and it is told what that means.
     async fn await_quiet(&self, limit: Duration) -> Result<(), String> {
-        let Some(hooks) = self.armed_hooks()? else {
+        let hooks = self.armed_hooks()?;
+        if hooks.is_empty() {
             return Ok(());
-        };
+        }
         let session = self.story.header.session;
         let (counter, how) = match self.story.header.role {
             Role::Source => (Counter::Arrived, "still come here, and are sent to it"),
             Role::Destination => (Counter::Tunnelled, "still come through the tunnel"),
         };
-        let arrived = || Some(hooks.count(counter).ok()?.packets);
+        let count = |hooks: &ArmedHooks| Some(hooks.count(counter).ok()?.packets);
+        let arrived = || hooks.iter().map(count).sum();
         let tell = |_| {
             tracing::warn!(
                 %session,
@@ -242,38 +261,32 @@ impl Context<'_> {
     }
 
     async fn remove_programs(&self) -> Result<(), String> {
-        let (session, role) = (self.story.header.session, self.story.header.role);
-        let places: Vec<NetNs> = self
-            .seen
-            .netns
-            .iter()
-            .chain(self.seen.tap.as_ref().map(|(netns, _)| netns))
-            .cloned()
-            .collect();
-        remove_programs(session, role, places).await
-    }
-
-    fn tap(&self) -> Option<(&Netlink, u32)> {
-        let (_, netlink) = self.seen.tap.as_ref()?;
-        Some((netlink, self.story.header.tap.index))
-    }
-
-    /// The tap may have gone with its QEMU.
-    async fn plug(&self) -> Result<Option<PlugQdisc>, String> {
-        let Some((netlink, tap)) = self.tap() else {
-            return Ok(None);
-        };
-        match PlugQdisc::left_behind(netlink, tap).await {
-            Err(error) if error.already_gone() => Ok(None),
-            other => other.map_err(|e| chain(&e)),
+        let header = &self.story.header;
+        let taps = self.seen.taps.iter().map(|tap| &tap.netns);
+        let places: Vec<NetNs> = self.seen.netns.iter().chain(taps).cloned().collect();
+        for id in header.ids() {
+            remove_programs(id, header.role, places.clone()).await?;
         }
+        Ok(())
     }
 
-    async fn shorten_ring(&self, to: u32) -> Result<(), String> {
-        let Some((netlink, tap)) = self.tap() else {
+    /// A tap may have gone with its QEMU.
+    async fn plugs(&self) -> Result<Vec<PlugQdisc>, String> {
+        let mut plugs = Vec::new();
+        for tap in &self.seen.taps {
+            match PlugQdisc::left_behind(&tap.netlink, tap.index).await {
+                Err(error) if error.already_gone() => {}
+                other => plugs.extend(other.map_err(|e| chain(&e))?),
+            }
+        }
+        Ok(plugs)
+    }
+
+    async fn shorten_ring(&self, nic: usize, to: u32) -> Result<(), String> {
+        let Some(tap) = self.seen.taps.iter().find(|tap| tap.nic == nic) else {
             return Ok(());
         };
-        match netlink.set_txqlen(tap, to).await {
+        match tap.netlink.set_txqlen(tap.index, to).await {
             Err(error) if error.already_gone() => Ok(()),
             other => other.map_err(|e| chain(&e)),
         }

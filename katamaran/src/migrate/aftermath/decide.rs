@@ -20,10 +20,10 @@ pub(super) struct Facts {
     pub(super) retained: bool,
     /// A tunnel's device, a pair into the pod.
     pub(super) devices: Vec<String>,
-    /// Our plug is on the tap.
+    /// Our plug is on a tap.
     pub(super) plug: bool,
-    /// The tap's ring, in packets.
-    pub(super) ring: Option<u32>,
+    /// The taps' rings, in packets, as far as the taps exist.
+    pub(super) rings: Vec<Option<u32>>,
     /// Directories of sockets.
     pub(super) directories: Vec<PathBuf>,
 }
@@ -60,7 +60,7 @@ pub(super) enum Deed {
     EndQemu,
     OpenPlug,
     RemovePlug,
-    ShortenRing { to: u32 },
+    ShortenRing { nic: usize, to: u32 },
     RemoveDevice(String),
     RemoveDirectory(PathBuf),
 }
@@ -85,7 +85,7 @@ impl fmt::Display for Deed {
             Self::EndQemu => f.write_str("end QEMU, whose copy of the VM must not run here"),
             Self::OpenPlug => f.write_str("let the packets go that the plug holds"),
             Self::RemovePlug => f.write_str("remove the plug from the tap"),
-            Self::ShortenRing { to } => write!(f, "give the tap's ring its {to} packets back"),
+            Self::ShortenRing { to, .. } => write!(f, "give the tap's ring its {to} packets back"),
             Self::RemoveDevice(name) => write!(f, "remove device {name}"),
             Self::RemoveDirectory(path) => write!(f, "remove {}", path.display()),
         }
@@ -203,17 +203,21 @@ fn of_destination(story: &Story, facts: &Facts) -> Result<Vec<Deed>, String> {
             let listened = story.has(&Record::Listening);
             let end = qemu.filter(|_| listened).map(|_| Deed::EndQemu);
             let exports = qemu.filter(|qemu| qemu.exports && !listened);
-            let before = story.records.iter().find_map(|record| match record {
-                Record::Ring { before } => Some(*before),
+            let rings = story.records.iter().filter_map(|record| match record {
+                Record::Ring { before, nic } => Some((*nic, *before)),
                 _ => None,
             });
-            let ring = before.filter(|before| facts.ring.is_some_and(|now| now > *before));
+            let is_longer = |(nic, before): &(usize, u32)| {
+                let now = facts.rings.get(*nic).copied().flatten();
+                now.is_some_and(|now| now > *before)
+            };
+            let rings = rings.filter(is_longer);
             Ok(end
                 .into_iter()
                 .chain(exports.map(|_| Deed::RemoveExports))
                 .chain(end_of_way(story, facts, false))
                 .chain(facts.plug.then_some(Deed::RemovePlug))
-                .chain(ring.map(|to| Deed::ShortenRing { to }))
+                .chain(rings.map(|(nic, to)| Deed::ShortenRing { nic, to }))
                 .collect())
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::decide::{Facts, QemuFacts};
 use crate::ebpf::{self, LeftBehind};
-use crate::journal::{Header, Story};
+use crate::journal::{Header, Story, Tap};
 use crate::migrate::error::chain;
 use crate::migrate::node::{relay_directory, verify_directory};
 use crate::migrate::storage::PREFIX;
@@ -24,8 +24,21 @@ pub(super) struct Seen {
     pub(super) qmp: Option<Qmp>,
     /// Where katamaran ran.
     pub(super) netns: Option<NetNs>,
-    /// The tap's namespace, and the way to it, while the tap exists.
-    pub(super) tap: Option<(NetNs, Netlink)>,
+    /// The taps that exist.
+    pub(super) taps: Vec<SeenTap>,
+}
+
+/// One of the VM's taps.
+#[derive(Debug)]
+pub(super) struct SeenTap {
+    /// Which of [`Header::taps`].
+    pub(super) nic: usize,
+    pub(super) index: u32,
+    /// Its namespace, and the way to it.
+    pub(super) netns: NetNs,
+    pub(super) netlink: Netlink,
+    /// The length of its ring.
+    ring: u32,
 }
 
 /// Looks.
@@ -40,29 +53,35 @@ pub(super) async fn look(story: &Story) -> Result<Seen, String> {
         None => None,
     };
     let netns = NetNs::by_inode(header.netns);
-    let tap = find_tap(header).await?;
-    let plug = match &tap {
-        Some((_, netlink, _)) => has_plug(netlink, header.tap.index).await,
-        None => false,
-    };
-    let ring = tap.as_ref().map(|(_, _, ring)| *ring);
+    let mut taps = Vec::new();
+    for (nic, tap) in header.taps().enumerate() {
+        taps.extend(find_tap(nic, tap).await?);
+    }
+    let mut plug = false;
+    for tap in &taps {
+        plug |= has_plug(&tap.netlink, tap.index).await;
+    }
+    let mut rings = vec![None; header.taps().count()];
+    for tap in &taps {
+        rings[tap.nic] = Some(tap.ring);
+    }
     let facts = Facts {
         qemu,
         programs: has_programs(header)?,
-        retained: tap.is_some() && has_retained(header)?,
+        retained: !taps.is_empty() && has_retained(header)?,
         devices: match &netns {
             Some(netns) => find_devices(netns, header).await?,
             None => Vec::new(),
         },
         plug,
-        ring,
+        rings,
         directories: directories(header),
     };
     Ok(Seen {
         facts,
         qmp,
         netns,
-        tap: tap.map(|(netns, netlink, _)| (netns, netlink)),
+        taps,
     })
 }
 
@@ -113,14 +132,20 @@ async fn ask(qmp: &Qmp) -> Result<QemuFacts, QmpError> {
     })
 }
 
-/// The tap's namespace, the way to it, and the length of its ring.
-async fn find_tap(header: &Header) -> Result<Option<(NetNs, Netlink, u32)>, String> {
-    let Some(netns) = NetNs::by_inode(header.tap.netns) else {
+/// `None` where it is gone, or another has its place.
+async fn find_tap(nic: usize, tap: &Tap) -> Result<Option<SeenTap>, String> {
+    let Some(netns) = NetNs::by_inode(tap.netns) else {
         return Ok(None);
     };
     let netlink = netns.netlink().map_err(|e| chain(&e))?;
-    match netlink.link_by_index(header.tap.index).await {
-        Ok(link) if link.name == header.tap.name => Ok(Some((netns, netlink, link.txqlen))),
+    match netlink.link_by_index(tap.index).await {
+        Ok(link) if link.name == tap.name => Ok(Some(SeenTap {
+            nic,
+            index: tap.index,
+            netns,
+            netlink,
+            ring: link.txqlen,
+        })),
         Ok(_) => Ok(None),
         Err(error) if error.already_gone() => Ok(None),
         Err(error) => Err(chain(&error)),
@@ -137,23 +162,27 @@ async fn has_plug(netlink: &Netlink, tap: u32) -> bool {
 
 fn has_programs(header: &Header) -> Result<bool, String> {
     let stale = ebpf::stale_roles().map_err(|e| chain(&e))?;
-    Ok(stale.contains(&(header.session, header.role)))
+    Ok(header.ids().any(|id| stale.contains(&(id, header.role))))
 }
 
 fn has_retained(header: &Header) -> Result<bool, String> {
     if header.role != Role::Source {
         return Ok(false);
     }
-    let left = LeftBehind::find(header.session).map_err(|e| chain(&e))?;
-    Ok(left.is_some())
+    for id in header.ids() {
+        if LeftBehind::find(id).map_err(|e| chain(&e))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn find_devices(netns: &NetNs, header: &Header) -> Result<Vec<String>, String> {
-    let session = header.session;
-    let candidates = match header.role {
-        Role::Source => vec![session_link(Role::Source, session), detour_link(session)],
-        Role::Destination => vec![session_link(Role::Destination, session)],
+    let names = |id| match header.role {
+        Role::Source => vec![session_link(Role::Source, id), detour_link(id)],
+        Role::Destination => vec![session_link(Role::Destination, id)],
     };
+    let candidates = header.ids().flat_map(names);
     let netlink = netns.netlink().map_err(|e| chain(&e))?;
     let mut there = Vec::new();
     for name in candidates {

@@ -66,7 +66,7 @@ pub async fn cleanup(wanted: Wanted) -> Result<Cleanup, MigrateError> {
     let mut journals = Vec::new();
     for found in journal::list(Path::new(DIRECTORY))? {
         if let Ok(story) = &found.story {
-            journals.push((story.header.session, story.header.role));
+            journals.extend(story.header.ids().map(|id| (id, story.header.role)));
         }
         let wanted = match &found.story {
             Ok(story) => only.is_none_or(|only| only == story.header.session),
@@ -218,10 +218,13 @@ pub(crate) async fn clear_the_way(qmp: &Path) -> Result<(), MigrateError> {
 /// # Errors
 /// As [`clear_the_way`].
 pub(crate) async fn clear_the_tap(node: &Node) -> Result<(), MigrateError> {
-    let (index, netns) = (node.tap.index, node.tap_netns.inode());
     clear(|story| {
-        let tap = &story.header.tap;
-        tap.index == index && tap.netns == netns && tap.name == node.tap.name
+        story.header.taps().any(|tap| {
+            node.nics.iter().any(|nic| {
+                let (index, netns) = (nic.tap.index, nic.tap_netns.inode());
+                tap.index == index && tap.netns == netns && tap.name == nic.tap.name
+            })
+        })
     })
     .await
 }

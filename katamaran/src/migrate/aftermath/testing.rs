@@ -24,6 +24,7 @@ pub(super) fn story(role: Role, records: &[Record]) -> Story {
                 index: 2,
                 netns: 3,
             },
+            more_taps: Vec::new(),
             netns: 3,
             ends_qemu: true,
             receipts: Some(Receipts {

@@ -11,8 +11,9 @@ use crate::ebpf::{
 };
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::ledger::{Count, DestinationLedger, Hop, Numbers, TapBalance};
-use crate::migrate::message::{Arm, Buffer, Held, Tunnel, VmDescription, WireFrame};
-use crate::migrate::node::{Node, inum, refused};
+use crate::migrate::message::{Arm, Buffer, Held, NicDescription, Tunnel, WireFrame};
+use crate::migrate::nic::Nic;
+use crate::migrate::node::{inum, refused};
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::source::{drop_records, inject, outer};
 use crate::migrate::tap_watch::{HookCounts, SharedWatch, TapWatch, lock};
@@ -21,6 +22,7 @@ use crate::net::link::MacAddr;
 use crate::net::packet::FrameInjector;
 use crate::net::qdisc::PlugQdisc;
 use crate::net::tap::{RaisedQueue, RingEmpty, TapCounters};
+use crate::net::tapfd::TapQueues;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 use crate::role::Role;
 use crate::session_id::SessionId;
@@ -106,28 +108,32 @@ async fn restore(raised: RaisedQueue) -> Result<(), String> {
     }
 }
 
-/// Everything between the wire and the VM's tap.
+/// Everything between the wire and one of the VM's taps.
 #[derive(Debug)]
 pub(crate) struct Delivery {
+    pub(crate) nic: Nic,
     hooks: Option<Hooks>,
     watch: SharedWatch,
     holding: Arc<tokio::sync::Mutex<Option<Holding>>>,
     injector: FrameInjector,
-    tap: u32,
     pub(crate) buffer: Buffer,
+    /// Keeps the tap and its ring alive from the moment packets are held, so that they can be given back
+    /// after the incoming QEMU has ended.
+    pub(crate) ring: Option<TapQueues>,
 }
 
 impl Delivery {
     /// Sets the data path up; each piece goes onto `undo` with it.
+    /// The card goes by `session`.
     pub(crate) async fn arm(
-        node: &Node,
+        nic: &Nic,
         session: SessionId,
-        vm: &VmDescription,
+        vm: &NicDescription,
         arm: &Arm,
         undo: &mut UndoStack,
     ) -> Result<Self, MigrateError> {
-        let tap = node.tap.index;
-        let raised = RaisedQueue::raise(&node.tap_netlink, tap, RING)
+        let tap = nic.tap.index;
+        let raised = RaisedQueue::raise(&nic.tap_netlink, tap, RING)
             .await
             .doing("lengthen the tap's ring")?;
         let slots = raised.capacity();
@@ -145,11 +151,11 @@ impl Delivery {
                 }
             },
         );
-        let counters = TapCounters::open(&node.tap_netns, tap).doing("read the tap's counters")?;
+        let counters = TapCounters::open(&nic.tap_netns, tap).doing("read the tap's counters")?;
         let watch: SharedWatch = Arc::new(Mutex::new(TapWatch::new(counters)));
         // A QEMU that does not run yet takes one packet out of its tap. Let it be one that nobody misses.
         let mut injector =
-            FrameInjector::open(&node.tap_netns, tap).doing("open a packet socket on the tap")?;
+            FrameInjector::open(&nic.tap_netns, tap).doing("open a packet socket on the tap")?;
         injector
             .bait(MacAddr(vm.mac), session)
             .doing("send the bait frame")?;
@@ -157,11 +163,11 @@ impl Delivery {
         let hooks = match arm.tunnel {
             Tunnel::None => None,
             Tunnel::Ip | Tunnel::Gre | Tunnel::Vxlan { .. } => {
-                Some(attach(node, session, vm, arm, undo).await?)
+                Some(attach(nic, session, vm, arm, undo).await?)
             }
         };
         let limit_bytes = plug_limit(arm.downtime_limit_ms);
-        let buffer = match PlugQdisc::install(&node.tap_netlink, tap, limit_bytes).await {
+        let buffer = match PlugQdisc::install(&nic.tap_netlink, tap, limit_bytes).await {
             Ok(plug) => {
                 if let Some(holding) = holding.lock().await.as_mut() {
                     holding.plug = Some(plug);
@@ -172,15 +178,26 @@ impl Delivery {
             Err(error) => return Err(error).doing("install the plug"),
         };
         let delivery = Self {
+            nic: nic.clone(),
             hooks,
             watch,
             holding,
             injector,
-            tap,
             buffer,
+            ring: None,
         };
         delivery.observe();
         Ok(delivery)
+    }
+
+    /// What setting it up has cost others.
+    pub(crate) fn cost_to_others(&self) -> Option<String> {
+        let has_reset = self.hooks.as_ref()?.with(|d| d.has_reset_the_uplink())?;
+        has_reset.then(|| {
+            "the queue of the device towards the source was reset for the programs (a kernel before 6.6): what this node had to send at that \
+             moment is lost. The next migration finds what it needs there; --tunnel-mode vxlan does without"
+                .to_owned()
+        })
     }
 
     pub(crate) fn observe(&self) {
@@ -190,10 +207,11 @@ impl Delivery {
     }
 
     /// From now on packets wait.
-    pub(crate) async fn block(&self, node: &Node) -> Result<(), MigrateError> {
-        let tap = node
+    pub(crate) async fn block(&self) -> Result<(), MigrateError> {
+        let tap = self
+            .nic
             .tap_netlink
-            .link_by_index(self.tap)
+            .link_by_index(self.nic.tap.index)
             .await
             .doing("look at the tap")?;
         if !(tap.up && tap.carrier) {
@@ -218,7 +236,7 @@ impl Delivery {
     }
 
     /// What is held now.
-    pub(crate) async fn held(&self) -> Option<Held> {
+    async fn held(&self) -> Option<Held> {
         let holding = self.holding.lock().await;
         let plug = holding.as_ref().and_then(|h| h.plug.as_ref());
         if let Some(plug) = plug {
@@ -280,7 +298,7 @@ impl Delivery {
 
     /// The ledger, as of the moment when the `redirected` packets have arrived; told once QEMU has read
     /// what was passed to it by then. Its tap need not be empty, for the VM's traffic goes on.
-    pub(crate) async fn ledger(&self, node: &Node, redirected: Option<u64>) -> DestinationLedger {
+    pub(crate) async fn ledger(&self, redirected: Option<u64>) -> DestinationLedger {
         let Some(hooks) = &self.hooks else {
             return DestinationLedger::default();
         };
@@ -296,7 +314,7 @@ impl Delivery {
             }
         };
         let tap = self.settled_tap(Instant::now() + LEDGER_SETTLE).await;
-        self.ledger_of(node, hooks, &counters, tap)
+        self.ledger_of(hooks, &counters, tap)
     }
 
     /// The tap's balance with what was passed to it before this call: `unread` is what QEMU has not read of
@@ -328,7 +346,6 @@ impl Delivery {
 
     fn ledger_of(
         &self,
-        node: &Node,
         hooks: &Hooks,
         c: &DestinationCounters,
         tap: Option<TapBalance>,
@@ -340,7 +357,10 @@ impl Delivery {
         let hop = |drop: &PacketDrop| {
             if drop.tunnel.is_some() || Some(drop.ifindex) == hooks.tunnel_device {
                 Hop::Tunnel
-            } else if node.is_behind_last_device(drop.netns_inum, drop.ifindex) {
+            } else if self
+                .nic
+                .is_behind_last_device(drop.netns_inum, drop.ifindex)
+            {
                 Hop::DestinationTap
             } else {
                 Hop::DestinationHost
@@ -366,26 +386,43 @@ impl Delivery {
     }
 }
 
+/// What is held for all of the VM's cards.
+pub(crate) async fn held(deliveries: &[Delivery]) -> Option<Held> {
+    let mut sum: Option<Held> = None;
+    for delivery in deliveries {
+        let held = delivery.held().await?;
+        sum = Some(match sum {
+            None => held,
+            Some(sum) => Held {
+                packets: sum.packets + held.packets,
+                bytes: sum.bytes.zip(held.bytes).map(|(one, other)| one + other),
+                dropped: sum.dropped + held.dropped,
+            },
+        });
+    }
+    sum
+}
+
 /// Bytes that the plug may hold for a pause of at most so many milliseconds.
 pub(crate) fn plug_limit(downtime_limit_ms: u64) -> u32 {
     u32::try_from(downtime_limit_ms.saturating_mul(PLUG_BYTES_PER_MS)).unwrap_or(u32::MAX)
 }
 
 async fn attach(
-    node: &Node,
+    nic: &Nic,
     session: SessionId,
-    vm: &VmDescription,
+    vm: &NicDescription,
     arm: &Arm,
     undo: &mut UndoStack,
 ) -> Result<Hooks, MigrateError> {
-    let last = node.last_device()?.index;
+    let last = nic.last_device()?.index;
     let (Some(source), Some(own)) = (
         arm.source_addresses.first(),
         arm.destination_addresses.first(),
     ) else {
         return Err(refused("the source named no addresses of the node network"));
     };
-    let underlay = node
+    let underlay = nic
         .netlink
         .underlay(*source)
         .await
@@ -401,7 +438,7 @@ async fn attach(
                 vm_mtu: vm.tap_mtu,
                 txqlen: RING,
             };
-            let device = Vxlan::create(&node.netlink, &spec)
+            let device = Vxlan::create(&nic.netlink, &spec)
                 .await
                 .doing("create the vxlan device")?;
             let ifindex = device.index();
@@ -427,22 +464,22 @@ async fn attach(
         vm_addresses: vm.addresses.clone(),
         vm_mac: vm.mac,
         deliver_ifindex: last,
-        pod: node.pod_end().map(|end| node.in_pod(end)),
-        netns_inum: inum(&node.netns),
+        pod: nic.pod_end().map(|end| nic.in_pod(end)),
+        netns_inum: inum(&nic.netns),
         tap: TapLocation {
-            netns_inum: inum(&node.tap_netns),
-            ifindex: node.tap.index,
+            netns_inum: inum(&nic.tap_netns),
+            ifindex: nic.tap.index,
         },
         attach: AttachPreference::default(),
     };
-    let dataplane = node
+    let dataplane = nic
         .netns
         .run(move || DestinationDataplane::arm(&spec))
         .doing("enter the node's network namespace")?
         .doing("attach the destination's programs")?;
     let hooks = Hooks {
         dataplane: Arc::new(Mutex::new(Some(dataplane))),
-        netns: node.netns.clone(),
+        netns: nic.netns.clone(),
         tunnel_device,
     };
     let undo_hooks = hooks.clone();

@@ -11,6 +11,7 @@ use crate::migrate::quiet::until_quiet;
 use crate::net::packet::is_bait;
 use crate::net::tapfd::TapQueues;
 
+use super::delivery::Delivery;
 use super::guest;
 use super::session::Session;
 use super::stage::Stage;
@@ -37,11 +38,12 @@ pub(crate) enum End {
 impl Session<'_> {
     /// Held packets, oldest first. The incoming QEMU is ended before the first batch; the tap's ring lives
     /// on behind a duplicate of its descriptor.
-    pub(super) async fn give_back(&mut self) -> (Vec<WireFrame>, bool) {
+    pub(super) async fn give_back(&mut self, nic: usize) -> (Vec<WireFrame>, bool) {
         if self.stage != Stage::Aborted {
             self.destroy_incoming().await;
         }
-        let Some(held) = &self.held else {
+        let ring = self.deliveries.get(nic).and_then(|d| d.ring.as_ref());
+        let Some(held) = ring else {
             return (Vec::new(), false);
         };
         let mut frames = Vec::new();
@@ -66,9 +68,11 @@ impl Session<'_> {
         if self.stage < Stage::Listening || self.stage >= Stage::Committed {
             return;
         }
-        if let Some(delivery) = &self.delivery
-            && let Err(error) = delivery.release().await
-        {
+        let mut problems = Vec::new();
+        for delivery in &self.deliveries {
+            problems.extend(delivery.release().await.err());
+        }
+        for error in problems {
             self.warn(
                 "held packets could not be released into the tap",
                 &chain(&error),
@@ -83,16 +87,31 @@ impl Session<'_> {
         }
     }
 
-    /// Of the incoming QEMU's tap; without one its ring dies with it.
-    pub(super) fn duplicate_tap(&mut self) -> Option<TapQueues> {
-        let duplicate = || {
-            let pid = self.node.qemu_pid.ok_or("QEMU's process is not known")?;
-            let tap = discover::tap(pid, Some(&self.node.tap.name)).map_err(|e| chain(&e))?;
+    /// Of the incoming QEMU's taps; without one a tap's ring dies with it.
+    pub(super) fn duplicate_taps(&mut self) {
+        let pid = self.node.qemu_pid;
+        let duplicate = |delivery: &Delivery| {
+            let pid = pid.ok_or("QEMU's process is not known")?;
+            let name = &delivery.nic.tap.name;
+            let tap = discover::tap(pid, Some(name)).map_err(|e| chain(&e))?;
             TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors).map_err(|e| chain(&e))
         };
-        duplicate()
-            .inspect_err(|error: &String| self.warn("packets could not be given back", error))
-            .ok()
+        let mut problems: Vec<String> = Vec::new();
+        for delivery in &mut self.deliveries {
+            match duplicate(delivery) {
+                Ok(ring) => delivery.ring = Some(ring),
+                Err(error) => problems.push(error),
+            }
+        }
+        for error in problems {
+            self.warn("packets could not be given back", &error);
+        }
+    }
+
+    pub(super) fn let_go_of_rings(&mut self) {
+        for delivery in &mut self.deliveries {
+            delivery.ring = None;
+        }
     }
 
     fn warn(&mut self, what: &str, why: &str) {
@@ -102,11 +121,10 @@ impl Session<'_> {
 
     pub(super) async fn clean_up(&mut self) {
         self.report.shared_volumes = self.shared.report(self.stage >= Stage::Committed);
-        if self.running
-            && let Some(delivery) = &self.delivery
-            && let Err(error) = delivery.keep().await
-        {
-            self.report.warnings.push(chain(&error));
+        for delivery in self.deliveries.iter().filter(|_| self.running) {
+            if let Err(error) = delivery.keep().await {
+                self.report.warnings.push(chain(&error));
+            }
         }
         if let Some(relay) = self.relay.take() {
             relay.shutdown().await;
@@ -159,7 +177,7 @@ impl Session<'_> {
         if self.stage != Stage::Aborted {
             self.destroy_incoming().await;
         }
-        self.held = None;
+        self.let_go_of_rings();
         self.clean_up().await;
         self.server.close().await;
         let mut reason = self
@@ -205,10 +223,10 @@ impl Session<'_> {
     /// The source can't tell us any more when its last packet was redirected: deliver until none
     /// has come for a while.
     async fn outlive_source(&self) {
-        let Some(delivery) = &self.delivery else {
-            return;
+        let arrived = || {
+            let deliveries = self.deliveries.iter();
+            deliveries.map(Delivery::arrived_through_tunnel).sum()
         };
-        let arrived = || delivery.arrived_through_tunnel();
         let convergence = self.vm.as_ref().and_then(|vm| vm.convergence_s);
         let limit = convergence.map_or(ORPHAN_LIMIT, |s| ORPHAN_LIMIT.max(Duration::from_secs(s)));
         until_quiet(ORPHAN_QUIET, limit, arrived, |_| ()).await;

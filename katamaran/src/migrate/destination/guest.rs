@@ -14,7 +14,7 @@ use crate::qmp::command::{
 use crate::qmp::{EventName, Qmp};
 use crate::wall_clock::now_us;
 
-use super::delivery::Delivery;
+use super::delivery::{self, Delivery};
 use super::storage;
 
 /// QEMU must wait for a VM and run none. `stop` while it waits clears its autostart
@@ -52,6 +52,43 @@ pub(crate) async fn check_incoming(qmp: &Qmp) -> Result<(), MigrateError> {
     Ok(())
 }
 
+/// How the VM's network cards differ.
+///
+/// # Errors
+/// Those here can't be told.
+fn compare_nics(node: &Node, theirs: &VmDescription) -> Result<Vec<String>, MigrateError> {
+    let ours = node.nics.iter().map(|nic| Ok((nic.mac()?, nic)));
+    let ours = ours.collect::<Result<Vec<_>, MigrateError>>()?;
+    let mut problems = Vec::new();
+    let one_each = ours.len() == 1 && theirs.more_nics.is_empty();
+    for nic in theirs.nics() {
+        let mac = MacAddr(nic.mac);
+        let same = ours.iter().find(|(ours, _)| one_each || *ours == mac);
+        if let Some((ours, _)) = same.filter(|(ours, _)| *ours != mac) {
+            problems.push(format!(
+                "the VM's Ethernet address is {mac} on the source and {ours} here"
+            ));
+        }
+        match same {
+            None => problems.push(format!("the VM has a NIC {mac} on the source, and none here")),
+            Some((_, ours)) if ours.tap.mtu < nic.tap_mtu => problems.push(format!(
+                "the VM's tap has MTU {} on the source and {} ({}) here: full packets would be dropped",
+                nic.tap_mtu, ours.tap.mtu, ours.tap.name
+            )),
+            Some(_) => {}
+        }
+    }
+    for (mac, nic) in &ours {
+        if !one_each && !theirs.nics().any(|nic| MacAddr(nic.mac) == *mac) {
+            problems.push(format!(
+                "the VM has a NIC {mac} ({}) here, and none on the source",
+                nic.tap.name
+            ));
+        }
+    }
+    Ok(problems)
+}
+
 /// What must be the same on both nodes, compared before a byte moves. All differences at once. Returns
 /// the drives that the source's are mirrored to.
 pub(crate) async fn compare(
@@ -60,13 +97,7 @@ pub(crate) async fn compare(
     config: &CommonConfig,
 ) -> Result<Vec<Drive>, MigrateError> {
     let mut problems = Vec::new();
-    let mac = node.vm_mac().await?;
-    if mac != MacAddr(theirs.mac) {
-        problems.push(format!(
-            "the VM's Ethernet address is {} on the source and {mac} here",
-            MacAddr(theirs.mac)
-        ));
-    }
+    problems.extend(compare_nics(node, theirs)?);
     let (machine, ram, vcpus) = node.shape().await;
     if let (Some(theirs), Some(ours)) = (&theirs.machine_type, &machine)
         && theirs != ours
@@ -89,12 +120,6 @@ pub(crate) async fn compare(
     {
         problems.push(format!(
             "the VM has {theirs} vCPUs on the source and {ours} here"
-        ));
-    }
-    if node.tap.mtu < theirs.tap_mtu {
-        problems.push(format!(
-            "the VM's tap has MTU {} on the source and {} ({}) here: full packets would be dropped",
-            theirs.tap_mtu, node.tap.mtu, node.tap.name
         ));
     }
     let ours = node.qemu_version();
@@ -158,22 +183,16 @@ pub(crate) async fn listen(
 
 /// COMMIT: runs the VM, then lets the held packets go. "Completed" is not "running" (a failed block
 /// activation leaves QEMU paused), so RESUME is waited for.
-pub(crate) async fn run(node: &Node, delivery: Option<&Delivery>) -> Result<Resumed, MigrateError> {
+pub(crate) async fn run(node: &Node, deliveries: &[Delivery]) -> Result<Resumed, MigrateError> {
     let mut events = node.qmp.subscribe();
-    let held = async {
-        match delivery {
-            Some(delivery) => delivery.held().await,
-            None => None,
-        }
-    };
     // Asked for while QEMU is busy with it.
-    let (told, held) = tokio::join!(node.qmp.execute(Cont), held);
+    let (told, held) = tokio::join!(node.qmp.execute(Cont), delivery::held(deliveries));
     told.doing("run the VM")?;
     let event = events
         .wait_for(|e| e.name == EventName::Resume, deadline::QMP_RUN_STATE)
         .await
         .doing("see the VM run")?;
-    if let Some(delivery) = delivery {
+    for delivery in deliveries {
         delivery.release().await?;
     }
     let resumed_at_us = event
@@ -181,7 +200,7 @@ pub(crate) async fn run(node: &Node, delivery: Option<&Delivery>) -> Result<Resu
         .and_then(|us| i64::try_from(us).ok())
         .unwrap_or_else(now_us);
     // Without a plug the held packets wait for QEMU itself: released is when it runs.
-    let released_at_us = match delivery.map(|d| d.buffer) {
+    let released_at_us = match deliveries.first().map(|d| d.buffer) {
         Some(crate::migrate::message::Buffer::Plug { .. }) => now_us(),
         _ => resumed_at_us,
     };

@@ -69,12 +69,14 @@ pub(super) async fn prepare(
     vm: &VmDescription,
 ) -> Result<(Vec<Drive>, Reply), MigrateError> {
     if config.tunnel != TunnelMode::None {
-        node.last_device()?;
+        for nic in &node.nics {
+            nic.last_device()?;
+        }
     }
     let drives = guest::compare(node, vm, config).await?;
     let reply = Reply::Prepared(Prepared {
         qemu_version: node.qemu_version(),
-        tap: node.tap.name.clone(),
+        tap: node.tap_names(),
         kernel: kernel_release(),
     });
     Ok((drives, reply))

@@ -6,6 +6,7 @@ pub(crate) mod delivery;
 mod ending;
 pub(crate) mod guest;
 mod look;
+mod news;
 mod session;
 pub(super) mod stage;
 mod storage;
@@ -88,7 +89,7 @@ async fn take_in(
     let failed = |source| MigrateError::Listen { address, source };
     let socket = bind(address).and_then(listen).map_err(failed)?;
     let mut listener = Listener::start(socket, plaintext(), 1).map_err(failed)?;
-    tracing::info!(%address, tap = %node.tap.name, "ready for the source");
+    tracing::info!(%address, tap = node.tap_names(), "ready for the source");
     let Some(incoming) = wait_for_source(&mut listener, &node, &config.common, stop).await else {
         listener.shutdown().await;
         return Err(MigrateError::Interrupted);

@@ -19,7 +19,7 @@ use crate::migrate::conntrack::wire::{ConntrackAnswer, ConntrackBatch};
 use crate::migrate::diary::Diary;
 use crate::migrate::error::{MigrateError, chain};
 use crate::migrate::ledger::DestinationLedger;
-use crate::migrate::message::{MigrationProtocol, Notice, Reply, Request, VmDescription};
+use crate::migrate::message::{Arm, Buffer, MigrationProtocol, Reply, Request, VmDescription};
 use crate::migrate::neighbours::Neighbours;
 use crate::migrate::node::{Node, make_private_for_now, relay_directory};
 use crate::migrate::progress::Progress;
@@ -27,9 +27,6 @@ use crate::migrate::report::Report;
 use crate::migrate::rollback::UndoStack;
 use crate::migrate::shared::{self, Held};
 use crate::migrate::storage::drive::Drive;
-use crate::net::tapfd::TapQueues;
-use crate::qmp::command::MigrationStatus;
-use crate::qmp::{Event, QmpError};
 use crate::relay::{Carries, DestinationRelay};
 use crate::session_id::SessionId;
 
@@ -69,17 +66,15 @@ pub(super) struct Session<'a> {
     pub(super) diary: Diary,
     pub(super) stage: Stage,
     pub(super) vm: Option<VmDescription>,
-    pub(super) delivery: Option<Delivery>,
+    /// One for each of the VM's network cards, in the source's order.
+    pub(super) deliveries: Vec<Delivery>,
     pub(super) shared: Held,
     /// This node's table of connections, once the source has told of one.
     connections: Option<Carried>,
-    loaded: bool,
+    pub(super) loaded: bool,
     /// The VM runs here.
     pub(super) running: bool,
     pub(super) qemu_gone: bool,
-    /// Keeps the tap and its ring alive from the moment packets are held, so that they can be given back
-    /// whatever becomes of QEMU.
-    pub(super) held: Option<TapQueues>,
     pub(super) reason: Option<String>,
     /// When the switches are told where the VM is.
     pub(super) announce_at: Option<tokio::time::Instant>,
@@ -120,13 +115,12 @@ pub(crate) async fn serve(
         diary: Diary::default(),
         stage: Stage::Connected,
         vm: None,
-        delivery: None,
+        deliveries: Vec::new(),
         shared: Held::default(),
         connections: None,
         loaded: false,
         running: false,
         qemu_gone: false,
-        held: None,
         reason: None,
         announce_at: None,
         refused: false,
@@ -176,9 +170,7 @@ impl Session<'_> {
                 () = sleep_until(announce_at), if announce_at.is_some() => self.announce().await,
                 () = sleep_until(give_up_at), if give_up_at.is_some() => return,
                 _ = look_at_tap.tick(), if self.stage == Stage::Committed => {
-                    if let Some(delivery) = &self.delivery {
-                        delivery.observe();
-                    }
+                    self.deliveries.iter().for_each(Delivery::observe);
                 }
             }
         }
@@ -250,17 +242,9 @@ impl Session<'_> {
             }
             Request::Arm(arm) => {
                 self.progress.begin("arm");
-                let vm = self
-                    .vm
-                    .as_ref()
-                    .ok_or(MigrateError::OutOfStep { what: "Arm" })?;
-                let before = self.node.tap.txqlen;
-                self.diary.note(&Record::Ring { before })?;
-                let delivery = Delivery::arm(&self.node, self.id, vm, &arm, &mut self.undo).await?;
-                let buffer = delivery.buffer;
                 self.report.tunnel = Some(arm.tunnel);
+                let buffer = self.arm(&arm).await?;
                 self.report.buffer = Some(buffer);
-                self.delivery = Some(delivery);
                 Ok(Reply::Armed { buffer })
             }
             Request::Export => {
@@ -303,16 +287,16 @@ impl Session<'_> {
                 shared::must_not_write(&self.shared).await?;
                 self.introduce().await;
                 // An incoming QEMU ends by itself when its stream does, and the ring with it.
-                self.held = self.duplicate_tap();
-                if let Some(delivery) = &self.delivery {
-                    delivery.block(&self.node).await?;
+                self.duplicate_taps();
+                for delivery in &self.deliveries {
+                    delivery.block().await?;
                 }
                 Ok(Reply::Blocked)
             }
-            Request::Inject { frames } => {
+            Request::Inject { frames, nic } => {
                 let delivery = self
-                    .delivery
-                    .as_mut()
+                    .deliveries
+                    .get_mut(nic)
                     .ok_or(MigrateError::OutOfStep { what: "Inject" })?;
                 Ok(Reply::Injected {
                     frames: delivery.inject(&frames)?,
@@ -321,8 +305,8 @@ impl Session<'_> {
             Request::Commit => {
                 self.progress.begin("run");
                 tracing::info!("COMMIT: running the VM");
-                self.held = None;
-                let run = guest::run(&self.node, self.delivery.as_ref());
+                self.let_go_of_rings();
+                let run = guest::run(&self.node, &self.deliveries);
                 let resumed = shared::run_fenced(&self.shared, run).await?;
                 self.running = true;
                 self.report.note_held(resumed.held);
@@ -332,9 +316,9 @@ impl Session<'_> {
                 self.progress.begin("linger");
                 Ok(Reply::Committed(resumed))
             }
-            Request::Reconcile { redirected } => {
-                let ledger = match &self.delivery {
-                    Some(delivery) => delivery.ledger(&self.node, redirected).await,
+            Request::Reconcile { redirected, nic } => {
+                let ledger = match self.deliveries.get(nic) {
+                    Some(delivery) => delivery.ledger(redirected).await,
                     None => DestinationLedger::default(),
                 };
                 Ok(Reply::Ledger(Box::new(ledger)))
@@ -349,15 +333,13 @@ impl Session<'_> {
                     left_behind: self.report.left_behind().map(|u| u.what.clone()).collect(),
                 })
             }
-            Request::Abort { reason } => {
+            Request::Abort { reason, nic } => {
                 self.reason.get_or_insert(reason);
                 self.refused |= self.stage <= Stage::Prepared;
                 // Before the ring is read, so that what is counted can be in it.
-                let arrived = self
-                    .delivery
-                    .as_ref()
-                    .and_then(|d| d.arrived_through_tunnel());
-                let (frames, more) = self.give_back().await;
+                let delivery = self.deliveries.get(nic);
+                let arrived = delivery.and_then(Delivery::arrived_through_tunnel);
+                let (frames, more) = self.give_back(nic).await;
                 Ok(Reply::Aborted {
                     frames,
                     more,
@@ -395,16 +377,40 @@ impl Session<'_> {
             true => Existing::Update,
             false => Existing::Keep,
         };
-        let vm = self.vm.as_ref().map(|vm| vm.addresses.clone());
+        let vm = self.vm.as_ref().map(VmDescription::addresses);
         carried
             .take_in(batch, vm.unwrap_or_default(), existing)
             .await
     }
 
-    /// The VM can't answer this node's questions for its Ethernet address yet.
+    /// Sets the data path of each network card up. Returns what holds packets.
+    async fn arm(&mut self, arm: &Arm) -> Result<Buffer, MigrateError> {
+        const OUT_OF_STEP: MigrateError = MigrateError::OutOfStep { what: "Arm" };
+        let vm = self.vm.as_ref().ok_or(OUT_OF_STEP)?;
+        for (number, theirs) in vm.nics().enumerate() {
+            let nic = self.node.nic_for(theirs).ok_or(OUT_OF_STEP)?;
+            let before = nic.tap.txqlen;
+            self.diary.note(&Record::Ring {
+                before,
+                nic: number,
+            })?;
+            let session = self.id.of_nic(number);
+            let delivery = Delivery::arm(nic, session, theirs, arm, &mut self.undo).await?;
+            if let Some(cost) = delivery.cost_to_others() {
+                tracing::warn!("{cost}");
+                self.report.warnings.push(cost);
+            }
+            self.deliveries.push(delivery);
+        }
+        let first = self.deliveries.first().ok_or(OUT_OF_STEP)?;
+        Ok(first.buffer)
+    }
+
+    /// The VM can't answer this node's questions for its Ethernet addresses yet.
     async fn introduce(&self) {
-        if let Some(vm) = &self.vm {
-            let neighbours = Neighbours::of(&self.node, &vm.addresses, vm.mac);
+        let Some(vm) = &self.vm else { return };
+        for (delivery, nic) in self.deliveries.iter().zip(vm.nics()) {
+            let neighbours = Neighbours::of(&delivery.nic, &nic.addresses, nic.mac);
             neighbours.introduce().await;
         }
     }
@@ -428,66 +434,6 @@ impl Session<'_> {
             (Some(relay), _, StreamKind::Ram) => relay.add(stream.index, stream.io).await,
             (_, Some(exported), StreamKind::Nbd) => exported.add(stream).await,
             _ => tracing::warn!(kind = ?stream.kind, "a stream that nobody asked for is closed"),
-        }
-    }
-
-    fn on_event(&mut self, event: Result<Event, QmpError>) {
-        match event {
-            Ok(event) => match event.migration_status() {
-                Some(MigrationStatus::Completed) => {
-                    tracing::debug!("loaded");
-                    self.loaded = true;
-                    self.notify(&Notice::Loaded);
-                }
-                Some(MigrationStatus::Failed) => {
-                    self.incoming_failed("QEMU could not load the VM (its log says why)")
-                }
-                _ => {}
-            },
-            Err(error) => {
-                self.qemu_gone = true;
-                self.incoming_failed(&format!(
-                    "the destination's QEMU is gone: {}",
-                    chain(&error)
-                ));
-            }
-        }
-    }
-
-    fn incoming_failed(&mut self, reason: &str) {
-        // After an abort QEMU's end is what we asked for; after COMMIT it is the VM's own affair.
-        if self.stage >= Stage::Committed {
-            return;
-        }
-        self.reason.get_or_insert_with(|| reason.to_owned());
-        self.notify(&Notice::IncomingFailed {
-            reason: reason.to_owned(),
-        });
-    }
-
-    fn give_up(&mut self, reason: &str) {
-        self.reason.get_or_insert_with(|| reason.to_owned());
-        self.notify(&Notice::GivingUp {
-            reason: reason.to_owned(),
-        });
-    }
-
-    fn notify(&self, notice: &Notice) {
-        if let Err(error) = self.server.notify(notice) {
-            tracing::debug!(error = chain(&error), "a notice could not be sent");
-        }
-    }
-
-    fn source_lost(&mut self, error: &ControlError) {
-        if self.stage == Stage::Aborted {
-            return;
-        }
-        let lost = format!("the session with the source ended: {}", chain(error));
-        if self.stage >= Stage::Committed {
-            tracing::warn!(lost, "the VM runs here; going on without the source");
-            self.report.warnings.push(lost);
-        } else {
-            self.reason.get_or_insert(lost);
         }
     }
 }

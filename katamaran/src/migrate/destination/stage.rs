@@ -125,6 +125,7 @@ mod tests {
     fn abort() -> Request {
         Request::Abort {
             reason: String::new(),
+            nic: 0,
         }
     }
 

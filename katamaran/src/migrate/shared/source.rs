@@ -70,7 +70,11 @@ pub(crate) async fn attach(
     if let Err(refused) = refuse(problems) {
         let reason = chain(&refused);
         if let Err(error) = peer
-            .ask("abort", Request::Abort { reason }, deadline::REQUEST)
+            .ask(
+                "abort",
+                Request::Abort { reason, nic: 0 },
+                deadline::REQUEST,
+            )
             .await
         {
             tracing::debug!(error = chain(&error), "the destination was not told why");

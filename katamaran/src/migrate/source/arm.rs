@@ -1,26 +1,25 @@
 //! Arm: the destination's delivery path first, then the source's hook in COUNT mode. Until the flip
 //! nothing changes for the VM's packets but that they are counted.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use crate::deadline;
 use crate::ebpf::{self, AttachPreference, Encap, Outer, SourceDataplane, SourceSpec, TapLocation};
 use crate::migrate::error::{Doing as _, MigrateError, chain};
 use crate::migrate::message::{Arm, Reply, Request, Tunnel};
 use crate::migrate::node::inum;
-use crate::migrate::tap_watch::{TapWatch, lock};
 use crate::net::detour::Detour;
-use crate::net::tap::TapCounters;
 use crate::net::vxlan::{Vxlan, VxlanSpec};
 use crate::qmp::Event;
 
 use super::Run;
 use super::hooks::Hooks;
-use super::prepare::Prepared;
+use super::lane::Lane;
+use super::prepare::{Prepared, Way};
 use super::storage::Mirror;
 use crate::role::Role;
+use crate::session_id::SessionId;
 
 /// Transmit queue of the tunnel device, in packets.
 const TUNNEL_QUEUE: u32 = 16_384;
@@ -28,16 +27,26 @@ const TUNNEL_QUEUE: u32 = 16_384;
 /// Both data paths stand; packets are being counted.
 pub(crate) struct Armed {
     pub(crate) prepared: Prepared,
-    pub(crate) hooks: Option<Hooks>,
-    pub(crate) watch: Arc<Mutex<TapWatch>>,
+    /// One for each of the VM's network cards, in their order.
+    pub(crate) lanes: Vec<Lane>,
     /// The drives' mirrors, from the end of their copy to the hand-over.
     pub(crate) mirror: Option<Mirror>,
-    /// The VM's packets that were on their way to the tap when the hook was attached before them.
-    pub(crate) past_hook: u64,
     /// We have told QEMU to stop the VM.
     pub(crate) stopped: Arc<AtomicBool>,
     /// QEMU has stopped the VM by itself.
     pub(crate) early_stop: Option<Event>,
+}
+
+impl Armed {
+    /// Whether packets can be turned.
+    pub(crate) fn redirects(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.hooks.is_some())
+    }
+
+    /// Takes a reading of all taps.
+    pub(crate) fn observe_taps(&self) {
+        self.lanes.iter().for_each(Lane::observe);
+    }
 }
 
 pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, MigrateError> {
@@ -46,6 +55,7 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
         .on_abort_elsewhere("destination's set-up", move || async move {
             let abort = Request::Abort {
                 reason: "the source gave up".into(),
+                nic: 0,
             };
             peer.ask("abort on the destination", abort, deadline::REQUEST)
                 .await
@@ -68,26 +78,22 @@ pub(crate) async fn arm(prepared: Prepared, run: &mut Run) -> Result<Armed, Migr
     }
     run.report.tunnel = Some(prepared.tunnel);
 
-    let hooks = match prepared.tunnel {
-        Tunnel::None => None,
-        Tunnel::Ip | Tunnel::Gre | Tunnel::Vxlan { .. } => Some(attach(&prepared, run).await?),
-    };
-    let counters = TapCounters::open(&prepared.node.tap_netns, prepared.node.tap.index)
-        .doing("read the tap's counters")?;
-    let watch = Arc::new(Mutex::new(TapWatch::new(counters)));
-    // The first reading says how the counters stand to each other, so the earlier the better.
-    let mut past_hook = 0;
-    if let Some(hooks) = &hooks {
-        lock(&watch).observe(hooks);
-        past_hook = hooks.past_hook();
+    let mut lanes = Vec::new();
+    for (number, way) in prepared.ways.iter().enumerate() {
+        let hooks = match prepared.tunnel {
+            Tunnel::None => None,
+            Tunnel::Ip | Tunnel::Gre | Tunnel::Vxlan { .. } => {
+                let session = run.session.of_nic(number);
+                Some(attach(&prepared, way, session, run).await?)
+            }
+        };
+        lanes.push(Lane::new(number, way.clone(), hooks)?);
     }
 
     Ok(Armed {
         prepared,
-        hooks,
-        watch,
+        lanes,
         mirror: None,
-        past_hook,
         stopped: Arc::new(AtomicBool::new(false)),
         early_stop: None,
     })
@@ -101,17 +107,24 @@ pub(crate) fn outer(tunnel: Tunnel) -> Outer {
     }
 }
 
-async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateError> {
+/// Attaches the programs for one network card, which goes by `session`.
+async fn attach(
+    prepared: &Prepared,
+    way: &Way,
+    session: SessionId,
+    run: &mut Run,
+) -> Result<Hooks, MigrateError> {
+    let nic = &way.nic;
     let encap = match prepared.tunnel {
         Tunnel::Vxlan { port } => {
             let underlay = &prepared.underlays[0];
             let spec = VxlanSpec {
-                session: run.session,
+                session,
                 role: Role::Source,
                 local: underlay.local,
                 remote: underlay.peer,
                 port,
-                vm_mtu: prepared.node.tap.mtu,
+                vm_mtu: nic.tap.mtu,
                 txqlen: TUNNEL_QUEUE,
             };
             let device = Vxlan::create(&prepared.node.netlink, &spec)
@@ -136,11 +149,10 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         Encap::Device { ifindex } => Some(*ifindex),
         Encap::Ip { .. } => None,
     };
-    let detour = match &prepared.hook.inside {
+    let detour = match &way.hook.inside {
         // A clsact qdisc on the pod's own veth would reset the queue that the VM's packets come through.
         Some(inside) if !ebpf::has_tcx() => {
-            let (node, pod) = (&prepared.node.netlink, &prepared.node.tap_netlink);
-            let pair = Detour::create(node, pod, run.session, inside.mtu)
+            let pair = Detour::create(&nic.netlink, &nic.tap_netlink, session, inside.mtu)
                 .await
                 .doing("create a pair of devices between the pod and this node")?;
             let ends = ebpf::Detour {
@@ -155,34 +167,28 @@ async fn attach(prepared: &Prepared, run: &mut Run) -> Result<Hooks, MigrateErro
         }
         _ => None,
     };
-    let vm_addresses: Vec<IpAddr> = run.config.vm_ips.clone();
     let spec = SourceSpec {
-        session: run.session,
-        hook_ifindex: prepared.hook.device.index,
-        pod: prepared
-            .hook
-            .inside
-            .as_ref()
-            .map(|end| prepared.node.in_pod(end)),
+        session,
+        hook_ifindex: way.hook.device.index,
+        pod: way.hook.inside.as_ref().map(|end| nic.in_pod(end)),
         detour,
-        netns_inum: inum(&prepared.node.netns),
-        vm_addresses,
-        vm_mac: prepared.mac.0,
+        netns_inum: inum(&nic.netns),
+        vm_addresses: way.addresses.clone(),
+        vm_mac: way.mac.0,
         encap,
         tap: TapLocation {
-            netns_inum: inum(&prepared.node.tap_netns),
-            ifindex: prepared.node.tap.index,
+            netns_inum: inum(&nic.tap_netns),
+            ifindex: nic.tap.index,
         },
         attach: AttachPreference::default(),
     };
-    let dataplane = prepared
-        .node
+    let dataplane = nic
         .netns
         .run(move || SourceDataplane::arm(&spec))
         .doing("enter the node's network namespace")?
         .doing("attach the source's programs")?;
-    tracing::debug!(mode = ?dataplane.attach_mode(), hook = %prepared.hook, "counting");
-    let hooks = Hooks::new(dataplane, prepared.node.netns.clone(), tunnel_device);
+    tracing::debug!(mode = ?dataplane.attach_mode(), hook = %way.hook, "counting");
+    let hooks = Hooks::new(dataplane, nic.netns.clone(), tunnel_device);
     let undo = hooks.clone();
     run.undo.way("source's programs", move || async move {
         tokio::task::spawn_blocking(move || undo.remove())

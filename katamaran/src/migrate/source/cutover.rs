@@ -12,7 +12,6 @@ use crate::deadline;
 use crate::ebpf::FlipTime;
 use crate::journal::Record;
 use crate::migrate::error::{Doing as _, MigrateError, chain};
-use crate::migrate::ledger::TapBalance;
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::node::refused;
 use crate::migrate::shared::must_have_let_go;
@@ -27,9 +26,9 @@ use super::Run;
 use super::arm::Armed;
 use super::commit::{Fate, fate};
 use super::finish::{Committed, Running};
-use super::hooks::towards_tap;
+use super::lane::{Lane, StoppedTap};
 use super::peer::{bad_news, cause_of};
-use super::precopy::{Ready, must_be_switching_over, observe_tap, take_stop};
+use super::precopy::{Ready, must_be_switching_over, take_stop};
 use super::recover;
 use super::storage::{self, HandedOver, Mirror};
 
@@ -60,16 +59,10 @@ pub(crate) struct Paused {
 pub(crate) struct Moments {
     pub(crate) flip: Instant,
     pub(crate) flip_us: i64,
-    /// The map write, on the clock that the programs use.
+    /// The map write, on the clock that the programs use; the first, where there are several.
     pub(crate) flip_time: Option<FlipTime>,
     /// QEMU's STOP event, microseconds since the epoch.
     pub(crate) stopped_us: Option<u64>,
-    /// What had gone to the tap ([`towards_tap`]) when the VM had stopped, and the tap's balance then.
-    pub(crate) drained: Option<(u64, TapBalance)>,
-    /// The VM stopped with packets unread in its tap.
-    pub(crate) stopped_unread: bool,
-    /// Nobody could look into the tap's ring.
-    pub(crate) ring_unseen: bool,
 }
 
 pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, MigrateError> {
@@ -110,13 +103,14 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
             tracing::warn!(
                 "QEMU stopped the VM before the redirect was in place: recovering its packets"
             );
-            recover::after_early_stop(&ready.armed, run, &event).await?
+            recover::after_early_stop(&mut ready.armed, run, &event).await?
         }
         None => match flip_drain_stop(&mut ready, run).await {
             Ok(moments) => moments,
             Err(error) => return Err(cause_of(&mut ready.armed.prepared.notices, error).await),
         },
     };
+    run.start_pause();
     run.connections.settle();
     run.report.cutover.predicted_pause_ms = Some(ready.predicted.as_secs_f64() * 1000.0);
     ready.governor.set(Pace::Full);
@@ -147,43 +141,45 @@ pub(crate) async fn pause(mut ready: Ready, run: &mut Run) -> Result<Paused, Mig
     })
 }
 
-/// What goes to the tap past the hook could not be turned to the destination, and would be lost.
+/// What goes to a tap past the hook could not be turned to the destination, and would be lost.
 fn must_come_through_hook(armed: &Armed) -> Result<(), MigrateError> {
-    let Some(hooks) = &armed.hooks else {
-        return Ok(());
-    };
-    let past = hooks.past_hook().saturating_sub(armed.past_hook);
-    if past <= PAST_HOOK_SLACK {
-        return Ok(());
-    }
-    let hook = &armed.prepared.hook;
-    Err(refused(format!(
-        "{past} packets for the VM reached its tap past the hook on {hook}: redirected there, they would be lost. {}",
-        match armed.prepared.node.pod_end() {
-            Some(end) => format!(
-                "Leave --redirect-dev out: {} in the pod is hooked then, which all of them come through",
-                end.name
-            ),
-            None => "Name a device with --redirect-dev that all of them go through".to_owned(),
+    for lane in &armed.lanes {
+        let Some(hooks) = &lane.hooks else { continue };
+        let past = hooks.past_hook().saturating_sub(lane.past_hook);
+        if past <= PAST_HOOK_SLACK {
+            continue;
         }
-    )))
+        let hook = &lane.way.hook;
+        return Err(refused(format!(
+            "{past} packets for the VM reached its tap past the hook on {hook}: redirected there, they would be lost. {}",
+            match lane.way.nic.pod_end() {
+                Some(end) => format!(
+                    "Leave --redirect-dev out: {} in the pod is hooked then, which all of them come through",
+                    end.name
+                ),
+                None => "Name a device with --redirect-dev that all of them go through".to_owned(),
+            }
+        )));
+    }
+    Ok(())
 }
 
 async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, MigrateError> {
     let (armed, governor) = (&mut ready.armed, &ready.governor);
-    let queues = armed.hooks.as_ref().and_then(|_| tap_queues(armed));
+    let queues: Vec<_> = armed
+        .lanes
+        .iter()
+        .map(|lane| tap_queues(armed, lane))
+        .collect();
     let flip_us = now_us();
     let flip = Instant::now();
-    let flip_time = match &armed.hooks {
-        Some(hooks) => Some(hooks.flip().doing("flip to REDIRECT")?),
-        None => None,
-    };
+    let flip_time = flip_all(armed)?;
     tracing::debug!("flipped");
     run.report.cutover.flip_us = Some(flip_us);
     run.report.cutover.flip_write_us = flip_time.map(write_us);
-    let end = match &armed.hooks {
-        Some(_) => drain(armed, queues.as_deref()).await,
-        None => Drain::Drained,
+    let end = match armed.redirects() {
+        true => drain(armed, &queues).await,
+        false => Drain::Drained,
     };
     tracing::debug!(?end, "drained");
     run.diary.note(&Record::Stopping)?;
@@ -202,19 +198,31 @@ async fn flip_drain_stop(ready: &mut Ready, run: &mut Run) -> Result<Moments, Mi
     run.report.cutover.stopped_ms = Some(ms_since(flip));
     if !drained {
         tracing::warn!("the guest did not read its tap in time: recovering its packets");
-        if let Some(queues) = &queues {
-            recover::after_stalled_drain(armed, run, queues, &event).await?;
-        }
+        recover::after_stalled_drain(armed, run, &queues, &event).await?;
+    }
+    for (lane, queues) in armed.lanes.iter_mut().zip(&queues) {
+        lane.stopped = Some(StoppedTap {
+            drained: lane.balance(),
+            unread: !drained,
+            ring_unseen: lane.hooks.is_some() && queues.is_none(),
+        });
     }
     Ok(Moments {
         flip,
         flip_us,
         flip_time,
         stopped_us: event.timestamp_us,
-        drained: balance(armed),
-        stopped_unread: !drained,
-        ring_unseen: armed.hooks.is_some() && queues.is_none(),
     })
+}
+
+/// Each is a single point in the order of its packets. Returns when the first was.
+pub(crate) fn flip_all(armed: &Armed) -> Result<Option<FlipTime>, MigrateError> {
+    let mut first = None;
+    for lane in &armed.lanes {
+        let time = lane.flip()?;
+        first = first.or(time);
+    }
+    Ok(first)
 }
 
 /// Stops the VM. Returns the event of that.
@@ -260,12 +268,27 @@ async fn ask_to_stop(qmp: &Qmp, mirror: Option<&Mirror>) -> Result<(), MigrateEr
     }
 }
 
-/// QEMU's own descriptors of the tap, to look into its ring with.
-fn tap_queues(armed: &Armed) -> Option<Arc<TapQueues>> {
-    recover::duplicate_tap(armed)
+/// QEMU's own descriptors of a tap, to look into its ring with.
+fn tap_queues(armed: &Armed, lane: &Lane) -> Option<Arc<TapQueues>> {
+    lane.hooks.as_ref()?;
+    lane.queues(armed.prepared.node.qemu_pid)
         .inspect_err(|error| tracing::warn!(error = chain(error), "can't look into the tap's ring"))
-        .map(Arc::new)
         .ok()
+}
+
+/// Whether all taps are empty, and how many packets have left them.
+fn looked_at(armed: &Armed, queues: &[Option<Arc<TapQueues>>]) -> (bool, Option<u64>) {
+    let (mut drained, mut left) = (true, Some(0));
+    for (lane, queues) in armed.lanes.iter().zip(queues) {
+        let empty = queues
+            .as_ref()
+            .is_none_or(|queues| queues.empty().is_ok_and(|empty| empty.is_some()));
+        lane.observe();
+        let watch = lock(&lane.watch);
+        drained &= empty && watch.is_drained();
+        left = left.zip(watch.left()).map(|(sum, left)| sum + left);
+    }
+    (drained, left)
 }
 
 /// How the wait for the guest to read its tap ended.
@@ -279,11 +302,11 @@ enum Drain {
     Stopped(Event),
 }
 
-/// Waits until QEMU has read every packet that was passed to the tap before the flip.
+/// Waits until QEMU has read every packet that was passed to the taps before the flip.
 ///
 /// That the ring is empty is seen by looking into it. To the counters alone a ring that was never empty since they were first
 /// read seems to be empty when it is as full as it was at its emptiest.
-async fn drain(armed: &mut Armed, queues: Option<&TapQueues>) -> Drain {
+async fn drain(armed: &mut Armed, queues: &[Option<Arc<TapQueues>>]) -> Drain {
     let began = Instant::now();
     let mut drained_since: Option<Instant> = None;
     let mut progress = (None, began);
@@ -291,12 +314,7 @@ async fn drain(armed: &mut Armed, queues: Option<&TapQueues>) -> Drain {
         if let Some(event) = take_stop(armed) {
             return Drain::Stopped(event);
         }
-        let empty = queues.is_none_or(|queues| queues.empty().is_ok_and(|empty| empty.is_some()));
-        observe_tap(armed);
-        let (drained, left) = {
-            let watch = lock(&armed.watch);
-            (empty && watch.is_drained(), watch.left())
-        };
+        let (drained, left) = looked_at(armed, queues);
         if left != progress.0 {
             progress = (left, Instant::now());
         }
@@ -329,15 +347,6 @@ async fn drain(armed: &mut Armed, queues: Option<&TapQueues>) -> Drain {
             tokio::task::yield_now().await;
         }
     }
-}
-
-/// What has gone to the tap, and its balance, now.
-pub(crate) fn balance(armed: &Armed) -> Option<(u64, TapBalance)> {
-    let hooks = armed.hooks.as_ref()?;
-    observe_tap(armed);
-    let passed = towards_tap(&hooks.counters().ok()?);
-    let balance = lock(&armed.watch).balance()?;
-    Some((passed, balance))
 }
 
 /// Both QEMUs have to say so: the source that everything is sent, the destination that everything
@@ -405,9 +414,12 @@ impl Paused {
             Fate::Committed(running) => {
                 if matches!(running, Running::Yes(_)) {
                     run.diary.mention(&Record::Running);
-                    if let Some(hooks) = &self.armed.hooks
-                        && let Err(error) = hooks.stop_retaining()
-                    {
+                    let hooks = self
+                        .armed
+                        .lanes
+                        .iter()
+                        .filter_map(|lane| lane.hooks.as_ref());
+                    for error in hooks.filter_map(|hooks| hooks.stop_retaining().err()) {
                         tracing::debug!(
                             error = &error as &dyn std::error::Error,
                             "packets go on being copied"

@@ -11,8 +11,9 @@ use crate::migrate::ledger::{Count, DestinationLedger, DropRecord, Hop, SourceLe
 use crate::migrate::message::{Reply, Request, Resumed, Summary};
 use crate::migrate::quiet::until_quiet;
 use crate::migrate::reconcile;
-use crate::migrate::report::{LedgerReport, Outcome, Report};
+use crate::migrate::report::{Outcome, Report};
 use crate::migrate::rollback::Undone;
+use crate::migrate::several::{Settled, together};
 use crate::qmp::command::{QueryMigrate, Quit};
 
 use crate::session_id::SessionId;
@@ -21,6 +22,7 @@ use super::Run;
 use super::arm::Armed;
 use super::cutover::Moments;
 use super::hooks::{Hooks, towards_tap};
+use super::lane::Lane;
 
 /// What the destination said to COMMIT.
 #[derive(Debug)]
@@ -111,7 +113,7 @@ impl Committed {
         {
             run.report.downtime_ms = Some(between(stopped, resumed.resumed_at_us));
         }
-        if self.armed.hooks.is_some() {
+        if self.armed.redirects() {
             run.report.blackout_ms = Some(between(self.moments.flip_us, resumed.released_at_us));
         }
         run.report.cutover.released_ms =
@@ -128,16 +130,19 @@ impl Committed {
     /// Keeps redirecting until no packet has come for a while. A signal does not end this early: the
     /// packets that still come would be lost.
     async fn linger(&self, run: &mut Run) {
-        let Some(hooks) = &self.armed.hooks else {
+        let hooks: Vec<&Hooks> = self.hooks().collect();
+        if hooks.is_empty() {
             return;
-        };
+        }
         let limit = run.config.linger_limit;
         let cutover = &mut run.report.cutover;
         let arrived = || {
             if cutover.first_redirect_us.is_none() {
-                cutover.first_redirect_us = first_redirect_us(hooks, self.moments.flip_time);
+                let first = |hooks: &&Hooks| first_redirect_us(hooks, self.moments.flip_time);
+                cutover.first_redirect_us = hooks.iter().filter_map(first).reduce(f64::min);
             }
-            Some(hooks.counters().ok()?.s1.packets)
+            let arrived = |hooks: &&Hooks| Some(hooks.counters().ok()?.s1.packets);
+            hooks.iter().map(arrived).sum()
         };
         let tell = |redirected| {
             tracing::info!(redirected, "packets still arrive here and are redirected");
@@ -151,43 +156,67 @@ impl Committed {
         }
     }
 
-    async fn reconcile(&self, run: &mut Run) {
-        let source = self.source_ledger();
-        let request = Request::Reconcile {
-            redirected: source.s3.map(|c| c.packets),
-        };
-        let destination = match self
-            .armed
-            .prepared
-            .peer
-            .ask("get the destination's ledger", request, deadline::RECONCILE)
-            .await
-        {
-            Ok(Reply::Ledger(ledger)) => *ledger,
-            Ok(_) => {
-                run.report
-                    .warnings
-                    .push("the destination answered Reconcile with something else".into());
-                DestinationLedger::default()
-            }
-            Err(error) => {
-                run.report.warnings.push(format!(
-                    "the destination's ledger could not be had: {}",
-                    chain(&error)
-                ));
-                DestinationLedger::default()
-            }
-        };
-        let result = reconcile::reconcile(&source, &destination, run.recovered);
-        run.report.verdict = result.verdict;
-        run.report.unproven.clone_from(&result.unavailable);
-        let report = LedgerReport::new(source, destination, run.recovered, &result);
-        run.report.drops = report.drops().cloned().collect();
-        run.report.ledger = Some(report);
+    fn hooks(&self) -> impl Iterator<Item = &Hooks> {
+        self.armed
+            .lanes
+            .iter()
+            .filter_map(|lane| lane.hooks.as_ref())
     }
 
-    fn source_ledger(&self) -> SourceLedger {
-        let Some(hooks) = &self.armed.hooks else {
+    async fn reconcile(&self, run: &mut Run) {
+        let mut settled = Vec::new();
+        for lane in &self.armed.lanes {
+            let source = self.source_ledger(lane);
+            let destination = match self.ask_ledger(lane, &source).await {
+                Ok(ledger) => ledger,
+                Err(why) => {
+                    run.report.warnings.push(why);
+                    DestinationLedger::default()
+                }
+            };
+            settled.push(Settled {
+                tap: lane.way.nic.tap.name.clone(),
+                addresses: lane.way.addresses.clone(),
+                result: reconcile::reconcile(&source, &destination, lane.recovered),
+                source,
+                destination,
+                recovered: lane.recovered,
+            });
+        }
+        let Some((result, ledger, nics)) = together(settled) else {
+            return;
+        };
+        run.report.verdict = result.verdict;
+        run.report.unproven = result.unavailable;
+        run.report.drops = ledger.drops().cloned().collect();
+        run.report.ledger = Some(ledger);
+        run.report.nics = nics;
+    }
+
+    /// The destination's half, or why it could not be had.
+    async fn ask_ledger(
+        &self,
+        lane: &Lane,
+        source: &SourceLedger,
+    ) -> Result<DestinationLedger, String> {
+        let request = Request::Reconcile {
+            redirected: source.s3.map(|c| c.packets),
+            nic: lane.number,
+        };
+        let peer = &self.armed.prepared.peer;
+        let asked = peer.ask("get the destination's ledger", request, deadline::RECONCILE);
+        match asked.await {
+            Ok(Reply::Ledger(ledger)) => Ok(*ledger),
+            Ok(_) => Err("the destination answered Reconcile with something else".into()),
+            Err(error) => Err(format!(
+                "the destination's ledger could not be had: {}",
+                chain(&error)
+            )),
+        }
+    }
+
+    fn source_ledger(&self, lane: &Lane) -> SourceLedger {
+        let Some(hooks) = &lane.hooks else {
             return SourceLedger::default();
         };
         let Ok(counters) = hooks.counters() else {
@@ -197,15 +226,13 @@ impl Committed {
             packets: c.packets,
             bytes: c.bytes,
         };
-        let prepared = &self.armed.prepared;
         let hop = |drop: &PacketDrop| {
             let device = Some(drop.ifindex);
+            let way = &lane.way;
             if drop.tunnel.is_some() || device == hooks.tunnel_device() {
                 Hop::Tunnel
-            } else if prepared
-                .node
-                .is_behind_last_device(drop.netns_inum, drop.ifindex)
-                || drop.ifindex == prepared.hook.device.index
+            } else if way.nic.is_behind_last_device(drop.netns_inum, drop.ifindex)
+                || drop.ifindex == way.hook.device.index
             {
                 Hop::SourceTap
             } else {
@@ -217,23 +244,13 @@ impl Committed {
             s2: Some(count(counters.s2)),
             s3: Some(count(counters.s3)),
             digest: Some(counters.digest_s3),
-            tap: self.tap_balance(towards_tap(&counters)),
+            tap: tap_balance(lane, towards_tap(&counters)),
             encap_failed: Some(counters.encap_failed.packets + counters.too_big.packets),
             drops: hooks.drops().map(|drops| drop_records(&drops, hop)),
-            stopped_unread: self.moments.stopped_unread,
-            ring_unseen: self.moments.ring_unseen,
+            stopped_unread: lane.stopped.is_none_or(|stopped| stopped.unread),
+            ring_unseen: lane.stopped.is_none_or(|stopped| stopped.ring_unseen),
             queue_reset: hooks.with(|d| d.has_reset_a_queue()).unwrap_or(true),
         }
-    }
-
-    /// What the VM's QEMU never read: as of its stop, and everything of the VM's that was
-    /// passed later, to a VM that no longer runs.
-    fn tap_balance(&self, passed_now: u64) -> Option<TapBalance> {
-        let (passed, balance) = self.moments.drained?;
-        Some(TapBalance {
-            unread: balance.unread + passed_now.saturating_sub(passed),
-            ..balance
-        })
     }
 
     /// Whether the source's QEMU has ended.
@@ -296,6 +313,16 @@ impl Committed {
             )),
         }
     }
+}
+
+/// What the VM's QEMU never read: as of its stop, and everything of the VM's that was
+/// passed later, to a VM that no longer runs.
+fn tap_balance(lane: &Lane, passed_now: u64) -> Option<TapBalance> {
+    let (passed, balance) = lane.stopped?.drained?;
+    Some(TapBalance {
+        unread: balance.unread + passed_now.saturating_sub(passed),
+        ..balance
+    })
 }
 
 /// How long both nodes had the volumes, and whether that was longer than the user allows: after COMMIT

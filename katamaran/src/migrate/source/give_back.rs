@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 
 use crate::deadline;
@@ -28,6 +29,7 @@ use super::arm::Armed;
 use super::hooks::Hooks;
 use super::kept::{Kept, Tapped};
 use super::known::{Known, fingerprint, packets};
+use super::lane::Lane;
 use super::peer::Peer;
 use super::storage::{Mirror, Residue};
 
@@ -44,15 +46,9 @@ pub(crate) struct GiveBack {
     qmp: Qmp,
     peer: Peer,
     drives: Option<Residue>,
-    hooks: Option<Hooks>,
-    watch: SharedWatch,
     stopped: Arc<AtomicBool>,
-    tap_netns: NetNs,
-    tap: u32,
-    vm_ips: Vec<IpAddr>,
-    neighbours: Neighbours,
+    lanes: Vec<WayBack>,
     told: ReturnedCell,
-    kept: Kept,
     diary: Diary,
     /// QEMU may be at the end of its stream, and hears nothing until that has been taken.
     governor: Governor,
@@ -60,29 +56,56 @@ pub(crate) struct GiveBack {
     let_go: OnceCell<Vec<String>>,
 }
 
-impl GiveBack {
-    pub(crate) fn new(
-        armed: &Armed,
-        vm_ips: &[IpAddr],
-        told: ReturnedCell,
-        kept: Kept,
-        diary: Diary,
-        governor: Governor,
-    ) -> Self {
-        let node = &armed.prepared.node;
+/// The way back to one of the VM's network cards.
+struct WayBack {
+    number: usize,
+    hooks: Option<Hooks>,
+    watch: SharedWatch,
+    tap_netns: NetNs,
+    tap: u32,
+    addresses: Vec<IpAddr>,
+    neighbours: Neighbours,
+    kept: Kept,
+}
+
+impl WayBack {
+    fn of(lane: &Lane) -> Self {
+        let way = &lane.way;
         Self {
-            qmp: node.qmp.clone(),
+            number: lane.number,
+            hooks: lane.hooks.clone(),
+            watch: lane.watch.clone(),
+            tap_netns: way.nic.tap_netns.clone(),
+            tap: way.nic.tap.index,
+            addresses: way.addresses.clone(),
+            neighbours: Neighbours::of(&way.nic, &way.addresses, way.mac.0),
+            kept: lane.kept.clone(),
+        }
+    }
+
+    /// What was recovered is older than what has come into the tap since: that is read as well, before the VM can, and what comes
+    /// from now on is kept from the tap.
+    fn empty_tap(&self) -> Result<(), String> {
+        let Some(hooks) = self.hooks.as_ref().filter(|_| self.kept.has_begun()) else {
+            return Ok(());
+        };
+        if !hooks.redirects() {
+            hooks.flip().map_err(|e| chain(&e))?;
+            settle();
+        }
+        self.kept.read().map(drop).map_err(|e| chain(&e))
+    }
+}
+
+impl GiveBack {
+    pub(crate) fn new(armed: &Armed, told: ReturnedCell, diary: Diary, governor: Governor) -> Self {
+        Self {
+            qmp: armed.prepared.node.qmp.clone(),
             peer: armed.prepared.peer.clone(),
             drives: armed.mirror.as_ref().map(Mirror::residue),
-            hooks: armed.hooks.clone(),
-            watch: armed.watch.clone(),
             stopped: armed.stopped.clone(),
-            tap_netns: node.tap_netns.clone(),
-            tap: node.tap.index,
-            vm_ips: vm_ips.to_vec(),
-            neighbours: Neighbours::of(node, vm_ips, armed.prepared.mac.0),
+            lanes: armed.lanes.iter().map(WayBack::of).collect(),
             told,
-            kept,
             diary,
             governor,
             let_go: OnceCell::new(),
@@ -91,9 +114,11 @@ impl GiveBack {
 
     pub(crate) async fn run(self) -> Result<(), String> {
         let mut problems = Vec::new();
-        problems.extend(self.empty_tap().err());
-        // What comes directly from now on must not wait for the answer of a VM that may stand still for long.
-        self.neighbours.introduce().await;
+        for lane in &self.lanes {
+            problems.extend(lane.empty_tap().err());
+            // What comes directly from now on must not wait for the answer of a VM that may stand still for long.
+            lane.neighbours.introduce().await;
+        }
         // Beside each other: packets get back into the tap of a QEMU that does not answer, too.
         let taking = tokio::time::timeout(deadline::PUT_BACK, self.take_all_back());
         let taken = async {
@@ -102,8 +127,8 @@ impl GiveBack {
                 Err(_) => {
                     let mut problems =
                         vec!["the VM's packets could not all be put back in time".to_owned()];
-                    let unflipped = self.hooks.as_ref().map(Hooks::unflip);
-                    problems.extend(unflipped.and_then(Result::err).map(|error| chain(&error)));
+                    let hooks = self.lanes.iter().filter_map(|lane| lane.hooks.as_ref());
+                    problems.extend(hooks.filter_map(|h| h.unflip().err()).map(|e| chain(&e)));
                     problems
                 }
             }
@@ -139,17 +164,22 @@ impl GiveBack {
         self.let_go.get_or_init(ask).await
     }
 
-    /// What was recovered is older than what has come into the tap since: that is read as well, before the VM can, and what comes
-    /// from now on is kept from the tap.
-    fn empty_tap(&self) -> Result<(), String> {
-        let Some(hooks) = self.hooks.as_ref().filter(|_| self.kept.has_begun()) else {
-            return Ok(());
-        };
-        if !hooks.redirects() {
-            hooks.flip().map_err(|e| chain(&e))?;
-            settle();
+    /// For all cards beside each other.
+    async fn take_all_back(&self) -> Vec<String> {
+        let taken = join_all(self.lanes.iter().map(|lane| self.take_back_to(lane))).await;
+        let mut problems = Vec::new();
+        let mut sum: Option<Returned> = None;
+        for (returned, more) in taken {
+            problems.extend(more);
+            sum = match (sum, returned) {
+                (Some(sum), Some(returned)) => Some(sum.plus(returned)),
+                (one, other) => one.or(other),
+            };
         }
-        self.kept.read().map(drop).map_err(|e| chain(&e))
+        if let Some(returned) = sum {
+            self.told.get_or_init(|| returned);
+        }
+        problems
     }
 
     /// The VM's packets wait at the destination until they are in the tap: round after round, as long as there are
@@ -157,23 +187,23 @@ impl GiveBack {
     /// after them; but for the few that were on their way, which are waited for.
     ///
     /// A destination that does not answer any more keeps what it has, and copies of all that was redirected are here.
-    async fn take_all_back(&self) -> Vec<String> {
+    async fn take_back_to(&self, lane: &WayBack) -> (Option<Returned>, Vec<String>) {
         let mut problems = Vec::new();
-        let Some(hooks) = &self.hooks else {
-            return problems;
+        let Some(hooks) = &lane.hooks else {
+            return (None, problems);
         };
-        let into = match PutBack::open(&self.tap_netns, self.tap, async || self.resume().await) {
+        let into = match PutBack::open(&lane.tap_netns, lane.tap, async || self.resume().await) {
             Ok(into) => into,
             Err(error) => {
                 problems.push(error);
                 problems.extend(hooks.unflip().err().map(|error| chain(&error)));
-                return problems;
+                return (None, problems);
             }
         };
         let mut taking = Taking {
             hooks,
             into,
-            watch: &self.watch,
+            lane,
             until: Instant::now() + deadline::TAKE_BACK,
             from_copies: None,
             returned: Returned::default(),
@@ -181,7 +211,7 @@ impl GiveBack {
             given: Known::default(),
             pending: Vec::new(),
         };
-        if let Some(kept) = self.kept.take() {
+        if let Some(kept) = lane.kept.take() {
             problems.extend(taking.put_kept(&kept).await.err());
         }
         if taking.redirected() > 0 {
@@ -217,16 +247,13 @@ impl GiveBack {
         }
         let packets = taking.redirected();
         let mut returned = taking.returned;
-        if packets > 0 {
-            returned.redirected = packets;
-            self.told.get_or_init(|| returned);
-        }
+        returned.redirected = packets;
         if let Some(why) = taking.from_copies
             && returned.missing().is_some()
         {
             problems.push(format!("take held packets back: {why}"));
         }
-        problems
+        ((packets > 0).then_some(returned), problems)
     }
 
     /// From the destination as long as it answers, and from here then. Returns how many there were.
@@ -261,6 +288,7 @@ impl GiveBack {
         loop {
             let request = Request::Abort {
                 reason: "the source gave up".into(),
+                nic: taking.lane.number,
             };
             let asked = self
                 .peer
@@ -282,7 +310,8 @@ impl GiveBack {
                 Err(error) => return Ok(Err(chain(&error))),
             };
             for frame in &frames {
-                let ours = ip_destination(frame).is_some_and(|ip| self.vm_ips.contains(&ip));
+                let ours =
+                    ip_destination(frame).is_some_and(|ip| taking.lane.addresses.contains(&ip));
                 let taken = taking.take_frame(frame).await?;
                 if ours {
                     taking.returned.returned += taken;
@@ -338,7 +367,7 @@ struct Taking<'a, R> {
     /// Why the destination gives nothing back; its packets are taken from their copies then.
     from_copies: Option<String>,
     returned: Returned,
-    watch: &'a SharedWatch,
+    lane: &'a WayBack,
     /// So long the destination may take.
     until: Instant,
     /// What the VM has, or gets, though the destination was given it as well.
@@ -365,7 +394,7 @@ impl<R: AsyncFnOnce() -> Result<(), String>> Taking<'_, R> {
 
     async fn put(&mut self, header: VnetHeader, frame: &[u8]) -> Result<(), String> {
         self.into.frame(header, frame).await?;
-        lock(self.watch).add_injected(1);
+        lock(&self.lane.watch).add_injected(1);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod give_back;
 mod hooks;
 mod kept;
 mod known;
+mod lane;
 pub(crate) mod peer;
 mod precopy;
 pub(crate) mod prepare;
@@ -34,10 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::aborted::Left;
 use self::conntrack::Connections;
-use self::kept::Kept;
 use super::diary::Diary;
 use super::error::{CopyRates, MigrateError, chain};
-use super::ledger::Recovered;
 use super::progress::{Outlets, Progress};
 use super::report::{Outcome, Report};
 use super::rollback::UndoStack;
@@ -58,7 +57,6 @@ pub(crate) struct Run {
     pub(crate) stop: CancellationToken,
     pub(crate) progress: Progress,
     pub(crate) report: Report,
-    pub(crate) recovered: Recovered,
     pub(crate) undo: UndoStack,
     pub(crate) diary: Diary,
     /// The VM's volumes that both nodes have open.
@@ -67,10 +65,10 @@ pub(crate) struct Run {
     pub(crate) connections: Connections,
     /// What an abort took back.
     pub(crate) returned: give_back::ReturnedCell,
-    /// What was recovered from the tap, until the VM runs somewhere.
-    pub(crate) kept: Kept,
     /// When the user's time is over.
     pub(crate) limit: Option<tokio::time::Instant>,
+    /// When the VM has stood still for as long as the user allows, once it does.
+    pub(crate) pause_end: Option<tokio::time::Instant>,
 }
 
 impl Run {
@@ -79,25 +77,42 @@ impl Run {
         if self.stop.is_cancelled() {
             return Err(MigrateError::Interrupted);
         }
-        match self.limit {
-            Some(limit) if limit <= tokio::time::Instant::now() => Err(self.timed_out(None)),
-            _ => Ok(()),
+        let is_over = |end: Option<tokio::time::Instant>| {
+            end.is_some_and(|end| end <= tokio::time::Instant::now())
+        };
+        if is_over(self.limit) {
+            return Err(self.timed_out(None));
         }
+        if is_over(self.pause_end) {
+            return Err(self.paused_too_long());
+        }
+        Ok(())
     }
 
     /// Waits until there is a reason to give up.
     pub(crate) async fn cut_short(&self) -> MigrateError {
-        let over = async {
-            match self.limit {
-                Some(limit) => tokio::time::sleep_until(limit).await,
-                None => std::future::pending().await,
-            }
+        let at = async |end: Option<tokio::time::Instant>| match end {
+            Some(end) => tokio::time::sleep_until(end).await,
+            None => std::future::pending().await,
         };
         tokio::select! {
             biased;
             () = self.stop.cancelled() => MigrateError::Interrupted,
-            () = over => self.timed_out(None),
+            () = at(self.limit) => self.timed_out(None),
+            () = at(self.pause_end) => self.paused_too_long(),
         }
+    }
+
+    fn paused_too_long(&self) -> MigrateError {
+        MigrateError::PauseTooLong {
+            limit: self.config.pause_limit.unwrap_or_default(),
+        }
+    }
+
+    /// The VM stands still from now on.
+    pub(crate) fn start_pause(&mut self) {
+        let limit = self.config.pause_limit;
+        self.pause_end = limit.map(|limit| tokio::time::Instant::now() + limit);
     }
 
     /// The user's time begins to run, unless it does already.
@@ -125,14 +140,13 @@ pub async fn run(config: SourceConfig, outlets: Outlets, stop: CancellationToken
         stop,
         progress: Progress::new(outlets),
         report: Report::new(session, Role::Source),
-        recovered: Recovered::default(),
         undo: UndoStack::default(),
         diary: Diary::default(),
         shared: Held::default(),
         connections: Connections::default(),
         returned: give_back::ReturnedCell::default(),
-        kept: Kept::default(),
         limit: None,
+        pause_end: None,
     };
     run.progress.start(session);
     match until_commit(&mut run).await {

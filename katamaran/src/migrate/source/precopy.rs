@@ -9,7 +9,6 @@ use crate::migrate::error::{CopyRates, Doing as _, MigrateError};
 use crate::migrate::message::{Reply, Request};
 use crate::migrate::progress::RamProgress;
 use crate::migrate::report::Ram;
-use crate::migrate::tap_watch::lock;
 use crate::qmp::command::{
     Capability, CapabilityState, Migrate, MigrateSetCapabilities, MigrateSetParameters,
     MigrationInfo, MigrationParameters, MigrationStatus, QueryMigrate, QueryMigrateCapabilities,
@@ -90,7 +89,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
         Ok(())
     });
     // In case QEMU stops the VM by itself, before we do.
-    if let Some(hooks) = &armed.hooks {
+    for hooks in armed.lanes.iter().filter_map(|lane| lane.hooks.as_ref()) {
         hooks
             .with(|d| d.set_copy_ring(true))
             .transpose()
@@ -98,9 +97,7 @@ pub(crate) async fn copy(armed: Armed, run: &mut Run) -> Result<Ready, MigrateEr
     }
     let give_back = GiveBack::new(
         &armed,
-        &run.config.vm_ips,
         run.returned.clone(),
-        run.kept.clone(),
         run.diary.clone(),
         governor.clone(),
     );
@@ -240,7 +237,7 @@ async fn converge(
             Ok(info) => info,
             Err(error) => return Err(cause_of(&mut armed.prepared.notices, error).await),
         };
-        observe_tap(&armed);
+        armed.observe_taps();
         if let Err(mut error) = check_status(&info) {
             // A stream that was not carried on ends QEMU's migration: that is the reason.
             if let Some(failure) = relay.failure() {
@@ -373,12 +370,6 @@ fn check_status(info: &MigrationInfo) -> Result<(), MigrateError> {
             reason: info.error_desc.clone(),
         }),
         _ => Ok(()),
-    }
-}
-
-pub(crate) fn observe_tap(armed: &Armed) {
-    if let Some(hooks) = &armed.hooks {
-        lock(&armed.watch).observe(hooks);
     }
 }
 

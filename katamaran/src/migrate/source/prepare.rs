@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::cli::SourceVm;
+use crate::config::SourceConfig;
 use crate::control::{Client, Dialer, Notices, Preamble, Timing, plaintext};
 use crate::deadline;
 use crate::discover::Wiring;
@@ -15,9 +16,10 @@ use crate::migrate::diary::{Beginning, Diary};
 use crate::migrate::error::{Doing as _, MigrateError};
 use crate::migrate::fit;
 use crate::migrate::message::{
-    MigrationProtocol, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Storage, Tunnel,
-    VmDescription,
+    MigrationProtocol, NicDescription, PROTOCOL, Prepared as PeerPrepared, Reply, Request, Storage,
+    Tunnel, VmDescription,
 };
+use crate::migrate::nic::Nic;
 use crate::migrate::node::{Node, refused};
 use crate::migrate::shared::attach_source;
 use crate::migrate::storage::PREFIX;
@@ -37,9 +39,8 @@ pub(crate) struct Prepared {
     pub(crate) node: Node,
     pub(crate) peer: Peer,
     pub(crate) notices: Notices<MigrationProtocol>,
-    pub(crate) mac: MacAddr,
-    /// Where its packets are turned.
-    pub(crate) hook: Hook,
+    /// One for each of the node's NICs, in their order.
+    pub(crate) ways: Vec<Way>,
     /// How to reach the destination, one per family.
     pub(crate) underlays: Vec<Underlay>,
     pub(crate) tunnel: Tunnel,
@@ -47,6 +48,27 @@ pub(crate) struct Prepared {
     pub(crate) drives: Vec<Drive>,
     /// Where streams of RAM and of drives are dialled.
     pub(crate) dialer: Dialer,
+}
+
+/// The way of the packets for one of the VM's network cards.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub(crate) nic: Nic,
+    pub(crate) mac: MacAddr,
+    /// The VM's addresses on it.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Where they are turned.
+    pub(crate) hook: Hook,
+}
+
+impl Way {
+    pub(crate) fn describe(&self) -> NicDescription {
+        NicDescription {
+            addresses: self.addresses.clone(),
+            mac: self.mac.0,
+            tap_mtu: self.nic.tap.mtu,
+        }
+    }
 }
 
 /// Where the VM's packets are turned.
@@ -79,18 +101,9 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     run.vm = Some(node.qmp.clone());
     clear_the_tap(&node).await?;
     check_vm_is_free(&node.qmp).await?;
-    let mac = node.vm_mac().await?;
-    let wanted = config.redirect_dev.as_deref();
-    let hook = find_hook(
-        &node.netlink,
-        Some(&node),
-        wanted,
-        &config.vm_ips,
-        Some(mac),
-    )
-    .await?;
+    let ways = find_ways(&node, config.redirect_dev.as_deref(), &config.vm_ips).await?;
     let underlays = find_underlays(&node.netlink, &config.dest_ips).await?;
-    let tunnel = fit::choose(config.common.tunnel, &config.vm_ips, &node.tap, &underlays)?;
+    let tunnel = choose_tunnel(config, &ways, &underlays)?;
     let drives = match config.common.shared_storage {
         true => Vec::new(),
         false => find_drives(&node.qmp, config.common.drive_ids.as_deref()).await?,
@@ -118,14 +131,9 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
     let (client, notices) = Client::start(stream, Timing::default());
     let peer = Peer::new(client);
     greet(&peer).await?;
-    let mut vm = describe_vm(
-        &node,
-        mac,
-        &config.vm_ips,
-        config.common.shared_storage,
-        &drives,
-    )
-    .await;
+    let shared = config.common.shared_storage;
+    let nics = ways.iter().map(Way::describe).collect();
+    let mut vm = describe_vm(&node, nics, shared, &drives).await;
     vm.receipts = Some(receipts);
     vm.convergence_s = Some(config.linger_limit.as_secs());
     let theirs = ask_prepare(&peer, vm).await?;
@@ -136,8 +144,8 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         run.start_clock();
     }
     tracing::info!(
-        tap = %node.tap.name,
-        hook = %hook,
+        tap = node.tap_names(),
+        hook = hook_names(&ways),
         destination = %destination,
         destination_tap = %theirs.tap,
         destination_kernel = %theirs.kernel,
@@ -149,13 +157,29 @@ pub(crate) async fn prepare(run: &mut Run) -> Result<Prepared, MigrateError> {
         node,
         peer,
         notices,
-        mac,
-        hook,
+        ways,
         underlays,
         tunnel,
         drives,
         dialer,
     })
+}
+
+fn hook_names(ways: &[Way]) -> String {
+    let names: Vec<String> = ways.iter().map(|way| way.hook.to_string()).collect();
+    names.join(", ")
+}
+
+/// One tunnel carries the packets of all cards: a full one of the widest fits.
+fn choose_tunnel(
+    config: &SourceConfig,
+    ways: &[Way],
+    underlays: &[Underlay],
+) -> Result<Tunnel, MigrateError> {
+    let taps = ways.iter().map(|way| &way.nic.tap);
+    let widest = taps.max_by_key(|tap| tap.mtu);
+    let widest = widest.ok_or(MigrateError::OutOfStep { what: "no NIC" })?;
+    fit::choose(config.common.tunnel, &config.vm_ips, widest, underlays)
 }
 
 /// The VM runs, and nothing keeps it from being migrated.
@@ -216,11 +240,84 @@ pub(crate) async fn find_drives(
     Ok(drives)
 }
 
+/// The way of the packets for each of the VM's cards.
+///
+/// # Errors
+/// It can't be told, or not which addresses are whose.
+pub(crate) async fn find_ways(
+    node: &Node,
+    redirect_dev: Option<&str>,
+    vm_ips: &[IpAddr],
+) -> Result<Vec<Way>, MigrateError> {
+    if node.nics.len() > 1 && redirect_dev.is_some() {
+        return Err(refused(
+            "--redirect-dev names one device, and the VM has several NICs: leave it out, and the device of each is found",
+        ));
+    }
+    let addresses = share_out(node, vm_ips).await?;
+    let mut ways = Vec::new();
+    for (nic, addresses) in node.nics.iter().zip(addresses) {
+        let mac = nic.mac()?;
+        let hook = find_hook(
+            &node.netlink,
+            Some(nic),
+            redirect_dev,
+            &addresses,
+            Some(mac),
+        )
+        .await?;
+        ways.push(Way {
+            nic: nic.clone(),
+            mac,
+            addresses,
+            hook,
+        });
+    }
+    Ok(ways)
+}
+
+/// The addresses of each card: those whose route leads to its tap, or to its pod's veth.
+async fn share_out(node: &Node, vm_ips: &[IpAddr]) -> Result<Vec<Vec<IpAddr>>, MigrateError> {
+    if let [_] = node.nics[..] {
+        return Ok(vec![vm_ips.to_vec()]);
+    }
+    let mut shares = vec![Vec::new(); node.nics.len()];
+    let mut problems = Vec::new();
+    for address in vm_ips {
+        let towards = node.netlink.towards_vm(*address, None).await;
+        let towards = towards.doing("find which of the VM's NICs has the address")?;
+        let leads_there = |nic: &Nic| {
+            let last = nic.last_device();
+            last.is_ok_and(|last| last.index == towards.device.index)
+        };
+        match node.nics.iter().position(leads_there) {
+            Some(at) => shares[at].push(*address),
+            None => problems.push(format!(
+                "--vm-ip {address} leads to {}, and none of the VM's NICs is behind it (its taps: {})",
+                towards.device.name,
+                node.tap_names()
+            )),
+        }
+    }
+    for (nic, share) in node.nics.iter().zip(&shares) {
+        if share.is_empty() {
+            problems.push(format!(
+                "no address of --vm-ip leads to the VM's NIC behind {}: what comes for it would be lost; name its addresses, too",
+                nic.tap.name
+            ));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(shares),
+        false => Err(MigrateError::Refused { problems }),
+    }
+}
+
 /// Finds where the VM's packets are turned. In a pod at its own end of the veth, for a data path may go past the node's
 /// end; else on the device that the route to the VM leads to.
 pub(crate) async fn find_hook(
     netlink: &Netlink,
-    node: Option<&Node>,
+    nic: Option<&Nic>,
     wanted: Option<&str>,
     vm_ips: &[IpAddr],
     mac: Option<MacAddr>,
@@ -236,7 +333,7 @@ pub(crate) async fn find_hook(
             .map(on_node)
             .doing("look at --redirect-dev");
     }
-    match node.map(|node| &node.wiring) {
+    match nic.map(|nic| &nic.wiring) {
         Some(Ok(Wiring::Pod(pod))) => {
             return Ok(Hook {
                 device: pod.outside.clone(),
@@ -317,16 +414,15 @@ pub(crate) async fn greet(peer: &Peer) -> Result<String, MigrateError> {
 /// What the destination has to have the same.
 pub(crate) async fn describe_vm(
     node: &Node,
-    mac: MacAddr,
-    vm_ips: &[IpAddr],
+    nics: Vec<NicDescription>,
     shared_storage: bool,
     drives: &[Drive],
 ) -> VmDescription {
     let (machine_type, ram_bytes, vcpus) = node.shape().await;
+    let mut nics = nics.into_iter();
     VmDescription {
-        addresses: vm_ips.to_vec(),
-        mac: mac.0,
-        tap_mtu: node.tap.mtu,
+        nic: nics.next().unwrap_or_default(),
+        more_nics: nics.collect(),
         ram_bytes,
         machine_type,
         vcpus,

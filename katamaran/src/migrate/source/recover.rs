@@ -17,10 +17,10 @@ use crate::wall_clock::now_us;
 
 use super::Run;
 use super::arm::Armed;
-use super::cutover::{Moments, balance, ms_since, write_us};
+use super::cutover::{Moments, flip_all, ms_since, write_us};
 use super::hooks::Hooks;
+use super::lane::{Lane, StoppedTap};
 use super::peer::Peer;
-use super::precopy::observe_tap;
 
 /// How long the ring may keep filling while it is emptied, before the flip comes all the same.
 const EMPTY_BUDGET: Duration = Duration::from_secs(2);
@@ -35,144 +35,132 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// said to run, and discarded with the queue (`do_vm_stop()`, `net_vm_change_state_handler()`). Nobody
 /// counts it, and it can't be told from one that the VM has.
 pub(crate) async fn after_early_stop(
-    armed: &Armed,
+    armed: &mut Armed,
     run: &mut Run,
     stop: &Event,
 ) -> Result<Moments, MigrateError> {
-    let Some(hooks) = &armed.hooks else {
-        return Ok(Moments {
-            flip: Instant::now(),
-            flip_us: now_us(),
-            flip_time: None,
-            stopped_us: stop.timestamp_us,
-            drained: None,
-            stopped_unread: true,
-            ring_unseen: false,
-        });
-    };
-    let mut recovery = Recovery::begin(armed, run, &Arc::new(duplicate_tap(armed)?));
-    recovery.deliver_first(hooks, stop).await?;
-    let end = Instant::now() + EMPTY_BUDGET;
-    loop {
-        let more = recovery.run.kept.read()?;
-        if more.is_empty() || Instant::now() >= end {
-            recovery.deliver_from_ring(&more).await?;
-            break;
+    let (peer, qemu_pid) = (&armed.prepared.peer, armed.prepared.node.qemu_pid);
+    for lane in armed.lanes.iter_mut().filter(|lane| lane.hooks.is_some()) {
+        lane.kept.begin(&lane.queues(qemu_pid)?);
+        deliver_first(peer, lane, stop).await?;
+        let end = Instant::now() + EMPTY_BUDGET;
+        loop {
+            let more = lane.kept.read()?;
+            deliver_from_ring(peer, lane, &more).await?;
+            if more.is_empty() || Instant::now() >= end {
+                break;
+            }
         }
-        recovery.deliver_from_ring(&more).await?;
     }
 
     let flip_us = now_us();
     let flip = Instant::now();
-    let time = hooks.flip().doing("flip to REDIRECT")?;
-    recovery.run.report.cutover.flip_us = Some(flip_us);
-    recovery.run.report.cutover.flip_write_us = Some(write_us(time));
-    settle(armed).await;
-    let between = recovery.run.kept.read()?;
-    recovery.deliver_from_ring(&between).await?;
+    let flip_time = flip_all(armed)?;
+    run.report.cutover.flip_us = flip_time.map(|_| flip_us);
+    run.report.cutover.flip_write_us = flip_time.map(write_us);
+    for lane in &mut armed.lanes {
+        settle(lane).await;
+        let between = lane.kept.read()?;
+        deliver_from_ring(&armed.prepared.peer, lane, &between).await?;
+        lane.stopped = Some(StoppedTap {
+            drained: lane.balance(),
+            unread: true,
+            ring_unseen: false,
+        });
+    }
 
-    run.report.cutover.drained_ms = Some(ms_since(flip));
-    run.report.cutover.stopped_ms = Some(0.0);
-    run.report.warnings.push(format!(
-        "QEMU stopped the VM before the redirect was in place; {} packets were recovered from its tap{}",
-        run.recovered.into_destination_tap,
-        if run.recovered.beyond_recovery > 0 { ", one that QEMU had swallowed was not" } else { "" },
-    ));
+    run.report.cutover.drained_ms = flip_time.map(|_| ms_since(flip));
+    run.report.cutover.stopped_ms = flip_time.map(|_| 0.0);
+    if flip_time.is_some() {
+        let lost = armed
+            .lanes
+            .iter()
+            .any(|lane| lane.recovered.beyond_recovery > 0);
+        run.report.warnings.push(format!(
+            "QEMU stopped the VM before the redirect was in place; {} packets were recovered from its tap{}",
+            recovered(armed),
+            if lost { ", one that QEMU had swallowed was not" } else { "" },
+        ));
+    }
     Ok(Moments {
         flip,
         flip_us,
-        flip_time: Some(time),
+        flip_time,
         stopped_us: stop.timestamp_us,
-        drained: balance(armed),
-        stopped_unread: true,
-        ring_unseen: false,
     })
 }
 
-/// The VM was stopped after it had read no more for a while. What it left in its tap is older than what was redirected, and is
+/// The VM was stopped after it had read no more for a while. What it left in its taps is older than what was redirected, and is
 /// delivered ahead of that where a plug holds it, and behind it where the destination tap's ring does.
 pub(crate) async fn after_stalled_drain(
-    armed: &Armed,
+    armed: &mut Armed,
     run: &mut Run,
-    queues: &Arc<TapQueues>,
+    queues: &[Option<Arc<TapQueues>>],
     stop: &Event,
 ) -> Result<(), MigrateError> {
-    let Some(hooks) = &armed.hooks else {
-        return Ok(());
-    };
-    let mut recovery = Recovery::begin(armed, run, queues);
-    recovery.deliver_first(hooks, stop).await?;
+    for (lane, queues) in armed.lanes.iter_mut().zip(queues) {
+        if let Some(queues) = queues {
+            lane.kept.begin(queues);
+            deliver_first(&armed.prepared.peer, lane, stop).await?;
+        }
+    }
     run.report.warnings.push(format!(
         "the VM no longer read its packets; {} were recovered from its tap once it had stopped",
-        run.recovered.into_destination_tap
+        recovered(armed)
     ));
     Ok(())
 }
 
-/// Delivers what was recovered, and keeps count of it.
-struct Recovery<'a> {
-    peer: &'a Peer,
-    run: &'a mut Run,
+/// How many were delivered in place of QEMU.
+fn recovered(armed: &Armed) -> u64 {
+    let lanes = armed.lanes.iter();
+    lanes.map(|lane| lane.recovered.into_destination_tap).sum()
 }
 
-impl<'a> Recovery<'a> {
-    fn begin(armed: &'a Armed, run: &'a mut Run, queues: &Arc<TapQueues>) -> Self {
-        run.kept.begin(queues);
-        Self {
-            peer: &armed.prepared.peer,
-            run,
-        }
+/// The packet that the stopped QEMU has swallowed, then what is in the ring.
+async fn deliver_first(peer: &Peer, lane: &mut Lane, stop: &Event) -> Result<(), MigrateError> {
+    let Some(hooks) = &lane.hooks else {
+        return Ok(());
+    };
+    // What is copied from now on would only push the one that matters out.
+    hooks
+        .with(|d| d.set_copy_ring(false))
+        .transpose()
+        .doing("keep the copies")?;
+    let first = lane.kept.read()?;
+    let swallowed = swallowed_frame(hooks, &first, stop);
+    if let Some(frame) = &swallowed {
+        lane.kept.note_swallowed(frame);
     }
-
-    /// The packet that the stopped QEMU has swallowed, then what is in the ring.
-    async fn deliver_first(&mut self, hooks: &Hooks, stop: &Event) -> Result<(), MigrateError> {
-        // What is copied from now on would only push the one that matters out.
-        hooks
-            .with(|d| d.set_copy_ring(false))
-            .transpose()
-            .doing("keep the copies")?;
-        let first = self.run.kept.read()?;
-        let swallowed = swallowed_frame(hooks, &first, stop);
-        swallowed
-            .iter()
-            .for_each(|frame| self.run.kept.note_swallowed(frame));
-        self.run.recovered.swallowed = u64::from(swallowed.is_some());
-        if swallowed.is_none() && !first.is_empty() {
-            // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
-            self.run.recovered.beyond_recovery = 1;
-        }
-        self.deliver(swallowed.into_iter().collect()).await?;
-        self.deliver_from_ring(&first).await
+    lane.recovered.swallowed = u64::from(swallowed.is_some());
+    if swallowed.is_none() && !first.is_empty() {
+        // It was read by QEMU and is in none of the copies: one packet that nobody can bring back.
+        lane.recovered.beyond_recovery = 1;
     }
-
-    async fn deliver_from_ring(&mut self, frames: &[TapFrame]) -> Result<(), MigrateError> {
-        self.run.recovered.from_source_tap += frames.len() as u64;
-        self.deliver(frames.iter().map(WireFrame::from).collect())
-            .await
-    }
-
-    async fn deliver(&mut self, frames: Vec<WireFrame>) -> Result<(), MigrateError> {
-        self.run.recovered.into_destination_tap += inject_at_destination(self.peer, frames).await?;
-        Ok(())
-    }
+    deliver(peer, lane, swallowed.into_iter().collect()).await?;
+    deliver_from_ring(peer, lane, &first).await
 }
 
-pub(crate) fn duplicate_tap(armed: &Armed) -> Result<TapQueues, MigrateError> {
-    let node = &armed.prepared.node;
-    let pid = node.qemu_pid.ok_or(MigrateError::OutOfStep {
-        what: "a QEMU without a process id",
-    })?;
-    let tap = crate::discover::tap(pid, Some(&node.tap.name))?;
-    TapQueues::duplicate_fds(pid, &tap.name, &tap.descriptors)
-        .doing("duplicate QEMU's tap descriptor")
+async fn deliver_from_ring(
+    peer: &Peer,
+    lane: &mut Lane,
+    frames: &[TapFrame],
+) -> Result<(), MigrateError> {
+    lane.recovered.from_source_tap += frames.len() as u64;
+    deliver(peer, lane, frames.iter().map(WireFrame::from).collect()).await
+}
+
+async fn deliver(peer: &Peer, lane: &mut Lane, frames: Vec<WireFrame>) -> Result<(), MigrateError> {
+    lane.recovered.into_destination_tap += inject_at_destination(peer, frames, lane.number).await?;
+    Ok(())
 }
 
 /// Waits until what the hook passed is in the ring.
-async fn settle(armed: &Armed) {
+async fn settle(lane: &Lane) {
     let end = Instant::now() + SETTLE;
-    while Instant::now() < end {
-        observe_tap(armed);
-        if lock(&armed.watch)
+    while lane.hooks.is_some() && Instant::now() < end {
+        lane.observe();
+        if lock(&lane.watch)
             .balance()
             .is_some_and(|b| b.not_enqueued == 0)
         {
@@ -218,13 +206,17 @@ fn monotonic_ns(event: &Event) -> Option<i128> {
     Some(i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec()) - ago_us * 1000)
 }
 
-async fn inject_at_destination(peer: &Peer, frames: Vec<WireFrame>) -> Result<u64, MigrateError> {
+async fn inject_at_destination(
+    peer: &Peer,
+    frames: Vec<WireFrame>,
+    nic: usize,
+) -> Result<u64, MigrateError> {
     let mut injected = 0;
     for batch in batches(frames) {
         match peer
             .ask(
                 "deliver recovered packets",
-                Request::Inject { frames: batch },
+                Request::Inject { frames: batch, nic },
                 deadline::REQUEST,
             )
             .await?

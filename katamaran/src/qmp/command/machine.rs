@@ -118,7 +118,16 @@ pub struct RxFilter {
     pub multicast_table: Option<Vec<String>>,
 }
 
+/// A command of the human monitor; its answer is a text for people.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HumanMonitorCommand {
+    /// The command.
+    pub command_line: &'static str,
+}
+
 commands! {
+    HumanMonitorCommand = "human-monitor-command", within deadline::QMP_QUICK => String;
     QueryVersion = "query-version", within deadline::QMP_QUICK => QemuVersion;
     QueryCommands = "query-commands", within deadline::QMP_QUICK => Vec<CommandInfo>;
     QueryMachines = "query-machines", within deadline::QMP_QUICK => Vec<MachineInfo>;

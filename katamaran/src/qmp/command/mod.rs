@@ -24,8 +24,8 @@ pub use job::{
     IoStatus, JobDismiss, JobStatus, MirrorSync, QueryBlockJobs,
 };
 pub use machine::{
-    CommandInfo, CpuInfo, MachineInfo, MemorySize, QomGet, QueryCommands, QueryCpusFast,
-    QueryMachines, QueryMemorySizeSummary, QueryRxFilter, QueryVersion, RxFilter,
+    CommandInfo, CpuInfo, HumanMonitorCommand, MachineInfo, MemorySize, QomGet, QueryCommands,
+    QueryCpusFast, QueryMachines, QueryMemorySizeSummary, QueryRxFilter, QueryVersion, RxFilter,
 };
 pub use migration::{
     Capability, CapabilityState, DiskProgress, Migrate, MigrateCancel, MigrateContinue,

@@ -35,16 +35,19 @@ pub struct FaultCase {
     pub fault: Fault,
     /// When it happens.
     pub moment: Moment,
+    /// Whether V has a second network card.
+    pub second_nic: bool,
 }
 
 impl FaultCase {
-    /// All of one QEMU.
-    pub fn all(qemu: QemuVersion) -> impl Iterator<Item = Self> {
+    /// All of one QEMU, with one network card or two.
+    pub fn all(qemu: QemuVersion, second_nic: bool) -> impl Iterator<Item = Self> {
         let cases = Fault::ALL.into_iter().flat_map(move |fault| {
             Moment::ALL.into_iter().map(move |moment| Self {
                 qemu,
                 fault,
                 moment,
+                second_nic,
             })
         });
         cases.filter(|case| case.is_possible())
@@ -54,6 +57,10 @@ impl FaultCase {
         let mirrored =
             self.moment.is_of_disks() || matches!(self.moment, Moment::Copy | Moment::Stopped);
         let of_disks = self.fault.is_of_disks();
+        if self.second_nic {
+            // The stand-in has one, and disks do not care how many there are.
+            return self.has_disks() && !of_disks && !self.moment.is_of_disks();
+        }
         match self.has_disks() {
             // RAM has a path as well.
             false if of_disks => self.fault == Fault::PathSilent && self.moment == Moment::Stopped,
@@ -69,6 +76,7 @@ impl FaultCase {
 
 impl fmt::Display for FaultCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} {:?}", self.qemu, self.fault, self.moment)
+        write!(f, "{} {:?} {:?}", self.qemu, self.fault, self.moment)?;
+        f.write_str(if self.second_nic { ", two NICs" } else { "" })
     }
 }

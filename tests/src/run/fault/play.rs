@@ -306,12 +306,14 @@ impl FaultCase {
             lab: LabConfig {
                 qemu: self.qemu,
                 named_drives: disks,
+                second_nic: self.second_nic,
                 dirty: (disks && self.moment == Moment::Stopped).then_some((30, 16)),
                 ..LabConfig::default()
             },
             traffic: TrafficSpec {
                 pps_v4: 300,
                 pps_v6: 300,
+                pps_second: if self.second_nic { 200 } else { 0 },
                 disk: disks.then_some(DiskLoad {
                     rate: 100,
                     blocks: ((MEBIBYTES - FILLED_MIB) << 20) / 4096,

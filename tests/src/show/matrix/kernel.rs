@@ -11,6 +11,8 @@ use crate::lab::{Kernel, QemuVersion};
 use crate::show::elsewhere::{self, Played};
 use crate::show::screen::Screen;
 
+/// How many wirings later the cross-section of one kernel begins than that of the one before: no two of them are the same.
+pub(super) const TURN: usize = 2;
 /// For the boot.
 const BOOT: Duration = Duration::from_secs(120);
 /// For each cell.
@@ -50,6 +52,9 @@ fn booted(
     let mut arguments: Vec<OsString> = vec!["matrix".into(), "--cells".into()];
     arguments.push(format!("--pps={}", options.pps).into());
     arguments.push(format!("--qemu={}", options.qemu).into());
+    let place = Kernel::ALL.iter().position(|one| *one == kernel);
+    let turn = place.map_or(0, |at| (at + 1) * TURN);
+    arguments.push(format!("--turn={turn}").into());
     for (flag, on) in [("--quick", options.quick), ("--vhost", options.vhost)] {
         if on {
             arguments.push(flag.into());

@@ -23,9 +23,12 @@ pub struct MatrixArguments {
     /// UDP packets per second; a TCP stream with full-size segments comes beside them
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     pps: u32,
-    /// A cross-section: each tunnel with each family, on the wirings in turn
+    /// A cross-section: each tunnel with each family, on the wirings in turn, with another one to begin with on each kernel
     #[arg(long)]
     quick: bool,
+    /// Which wiring the cross-section begins with
+    #[arg(long, hide = true, default_value_t = 0)]
+    turn: usize,
     /// Only this tunnel: ipip, vxlan or gre (may be repeated) [default: all]
     #[arg(long, value_parser = TUNNELS)]
     tunnel: Vec<String>,
@@ -83,7 +86,7 @@ impl MatrixArguments {
         for tunnel in TUNNELS {
             for family in FAMILIES {
                 // Counted before anything is left out, so that a cell is the same whatever else is asked for.
-                let turn = specs.len() % wirings.len().max(1);
+                let turn = (self.turn + specs.len()) % wirings.len().max(1);
                 for (at, wiring) in wirings.iter().enumerate() {
                     if !self.quick || at == turn {
                         specs.push(Spec {
@@ -189,4 +192,32 @@ fn table(cells: &[Cell]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: MatrixArguments,
+    }
+
+    #[test]
+    fn the_cross_sections_of_all_kernels_have_each_tunnel_on_each_wiring() {
+        let mut met = BTreeSet::new();
+        for turn in [0, kernel::TURN, 2 * kernel::TURN] {
+            let turn = format!("--turn={turn}");
+            let line = Line::parse_from(["matrix", "--quick", turn.as_str()]);
+            let specs = line.arguments.specs();
+            assert_eq!(specs.len(), TUNNELS.len() * FAMILIES.len());
+            met.extend(specs.iter().map(|s| (s.tunnel, s.wiring.to_string())));
+        }
+        assert_eq!(met.len(), TUNNELS.len() * Wiring::ALL.len());
+    }
 }

@@ -17,7 +17,7 @@ fn all_of_it(status: RunState) -> Facts {
         retained: true,
         devices: vec!["ktms1".to_owned()],
         plug: true,
-        ring: Some(131_072),
+        rings: vec![Some(131_072)],
         directories: vec![PathBuf::from("/run/katamaran/1-source")],
     }
 }
@@ -148,7 +148,10 @@ fn the_redirect_goes_before_the_vm_runs() {
 #[test]
 fn an_incoming_qemu_is_ended_only_if_it_was_told_to_receive() {
     let facts = all_of_it(RunState::Inmigrate);
-    let ring = Record::Ring { before: 1000 };
+    let ring = Record::Ring {
+        before: 1000,
+        nic: 0,
+    };
     let armed = decide(
         &story(Role::Destination, std::slice::from_ref(&ring)),
         &facts,
@@ -156,7 +159,7 @@ fn an_incoming_qemu_is_ended_only_if_it_was_told_to_receive() {
     .unwrap();
     assert!(!armed.contains(&Deed::EndQemu));
     assert!(armed.contains(&Deed::RemoveExports));
-    assert!(armed.contains(&Deed::ShortenRing { to: 1000 }));
+    assert!(armed.contains(&Deed::ShortenRing { nic: 0, to: 1000 }));
     let listening = [ring, Record::Listening];
     let listening = decide(&story(Role::Destination, &listening), &facts).unwrap();
     assert_eq!(listening[0], Deed::EndQemu);
@@ -165,7 +168,10 @@ fn an_incoming_qemu_is_ended_only_if_it_was_told_to_receive() {
 #[test]
 fn a_vm_that_was_given_to_the_destination_keeps_plug_and_ring() {
     let records = [
-        Record::Ring { before: 1000 },
+        Record::Ring {
+            before: 1000,
+            nic: 0,
+        },
         Record::Listening,
         Record::CommitReceived,
     ];

@@ -14,6 +14,7 @@ fn request(ask: Ask) -> Request {
         Ask::Commit => Request::Commit,
         Ask::Abort => Request::Abort {
             reason: String::new(),
+            nic: 0,
         },
         Ask::Finish => Request::Finish {
             summary: Summary {
