@@ -235,6 +235,54 @@ fn a_guest_of_either_qemu_boots_and_echoes_full_size_packets() {
     }
 }
 
+/// A 64 KiB BIOS whose reset vector is `lock addw $0, 0; hlt`.
+fn bios_of_a_locked_instruction() -> Vec<u8> {
+    const RESET_VECTOR: usize = 0xfff0;
+    let code = [0xf0, 0x83, 0x06, 0x00, 0x00, 0x00, 0xf4];
+    let mut bios = vec![0xf4; 0x1_0000];
+    bios[RESET_VECTOR..RESET_VECTOR + code.len()].copy_from_slice(&code);
+    bios
+}
+
+/// Without that a guest's card stops sending, once in some million packets: see `ONE_CPU`.
+#[test]
+fn a_locked_instruction_of_a_guest_is_a_barrier_for_either_qemu() {
+    require!(Root, Lab);
+    let dir = tempfile::tempdir().unwrap();
+    let (bios, log) = (dir.path().join("bios"), dir.path().join("log"));
+    std::fs::write(&bios, bios_of_a_locked_instruction()).unwrap();
+    for qemu in [QemuVersion::V7_2, QemuVersion::V10_0] {
+        let arguments = [
+            "-bios",
+            bios.to_str().unwrap(),
+            "-d",
+            "in_asm,op,nochain",
+            "-D",
+            log.to_str().unwrap(),
+        ];
+        let lab = Lab::new(LabConfig {
+            qemu,
+            extra_qemu_args: arguments.map(str::to_owned).to_vec(),
+            ..LabConfig::default()
+        })
+        .unwrap();
+        let _guest = lab.start_guest(Node::A, Start::Boot, &[]).unwrap();
+        let deadline = deadline();
+        let translated = loop {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some((_before, translated)) = log.split_once("lock addw")
+                && let Some((translated, _after)) = translated.split_once("call hlt")
+            {
+                break translated.to_owned();
+            }
+            assert!(Instant::now() < deadline, "{qemu:?}: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(translated.contains("atomic_add"), "{qemu:?}: {translated}");
+        std::fs::remove_file(&log).unwrap();
+    }
+}
+
 #[test]
 fn the_simple_orders_lose_packets_and_keep_connections() {
     require!(Root, Lab);
