@@ -202,6 +202,9 @@ struct Scene {
     /// Give V a second network card, and each of its two addresses so many UDP packets per second
     #[arg(long, value_name = "PPS")]
     second_nic: Option<u32>,
+    /// Have the kernel move packets between tap and guest; it needs vhost-net (see `vm`)
+    #[arg(long)]
+    vhost: bool,
     /// Make QEMU on A stop V by itself, before katamaran does
     #[arg(long)]
     meddle: bool,
@@ -223,6 +226,7 @@ impl Scene {
                 dirty: self.dirty,
                 guarded: self.tcp_service.is_some(),
                 second_nic: self.second_nic.is_some(),
+                vhost: self.vhost,
                 ..LabConfig::default()
             },
             traffic: TrafficSpec {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::cell::Cell;
-use super::{MatrixArguments, tell};
+use super::{MatrixArguments, PPS, tell, with};
 use crate::lab::{Kernel, QemuVersion};
 use crate::show::elsewhere::{self, Played};
 use crate::show::screen::Screen;
@@ -19,6 +19,7 @@ const BOOT: Duration = Duration::from_secs(120);
 const PER_CELL: Duration = Duration::from_secs(90);
 /// A guest that is emulated on an emulated machine is not waited for any shorter.
 const PER_CELL_NESTED: Duration = Duration::from_secs(400);
+const PPS_NESTED: u32 = 20;
 /// Has modprobe say that there is no such module.
 const WITHOUT_PLUG: &str = "mkdir -p /etc/modprobe.d; echo 'install sch_plug /bin/false' >/etc/modprobe.d/katamaran-lab.conf";
 
@@ -36,7 +37,8 @@ pub(super) fn cells_on(
             None => !options.quick || buffer == "plug",
         };
         if wanted {
-            screen.step("kernel", &format!("{kernel}, packets held in the {buffer}"))?;
+            let held = format!("{kernel}, packets held in the {buffer}{}", with(options));
+            screen.step("kernel", &held)?;
             cells.extend(booted(screen, kernel, set_up, options)?);
         }
     }
@@ -50,28 +52,29 @@ fn booted(
     options: &MatrixArguments,
 ) -> Result<Vec<Cell>> {
     let mut arguments: Vec<OsString> = vec!["matrix".into(), "--cells".into()];
-    arguments.push(format!("--pps={}", options.pps).into());
+    let (per_cell, pps) = match options.qemu {
+        QemuVersion::StandIn => (PER_CELL, PPS),
+        _ => (PER_CELL_NESTED, PPS_NESTED),
+    };
+    let pps = options.pps.unwrap_or(pps);
+    arguments.push(format!("--pps={pps}").into());
     arguments.push(format!("--qemu={}", options.qemu).into());
     let place = Kernel::ALL.iter().position(|one| *one == kernel);
     let turn = place.map_or(0, |at| (at + 1) * TURN);
     arguments.push(format!("--turn={turn}").into());
-    for (flag, on) in [("--quick", options.quick), ("--vhost", options.vhost)] {
-        if on {
-            arguments.push(flag.into());
-        }
-    }
+    let vhost = if options.is_vhost() { "on" } else { "off" };
+    arguments.push(format!("--vhost={vhost}").into());
+    let quick = options.quick.then(|| "--quick".to_owned());
+    let at_most = options.at_most.map(|count| format!("--at-most={count}"));
     let tunnels = options.tunnel.iter().map(|one| format!("--tunnel={one}"));
     let families = options.family.iter().map(|one| format!("--family={one}"));
     let wirings = options.wiring.iter().map(|one| format!("--wiring={one}"));
     let filters = tunnels.chain(families).chain(wirings);
+    let filters = filters.chain(quick).chain(at_most);
     arguments.extend(filters.map(Into::into));
-    let set_up = match options.vhost {
+    let set_up = match options.is_vhost() {
         true => &format!("modprobe vhost_net; {set_up}"),
         false => set_up,
-    };
-    let per_cell = match options.qemu {
-        QemuVersion::StandIn => PER_CELL,
-        _ => PER_CELL_NESTED,
     };
     let count = u32::try_from(options.specs().len()).unwrap_or(u32::MAX);
     let deadline = BOOT + per_cell * count;
